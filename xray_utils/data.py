@@ -1,0 +1,674 @@
+"""From a folder of chest X-rays to arrays: find, audit, split and prepare the images."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+import urllib.request
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tqdm.auto import tqdm
+
+CLASSES = ("covid", "normal", "virus")  # by index: 0, 1, 2
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+# Folder names and manifest labels, in lower case and without anything but letters and digits.
+CLASS_ALIASES = {
+    **dict.fromkeys(["covid", "covid19", "covid19pneumonia", "sarscov2", "covidpositive"], "covid"),
+    **dict.fromkeys(["normal", "nofinding", "nofindings", "healthy", "control"], "normal"),
+    **dict.fromkeys(["virus", "viral", "viralpneumonia", "pneumoniavirus", "pneumoniaviral"], "virus"),
+}
+OTHER_CLASSES = {  # real classes of public sets that this course does not use
+    **dict.fromkeys(["lungopacity", "nonnormalandnoncovid"], "lung opacity"),
+    **dict.fromkeys(["bacteria", "bacterial", "bacterialpneumonia"], "bacteria"),
+    **dict.fromkeys(["tuberculosis", "tb"], "tuberculosis"),
+    **dict.fromkeys(["inconclusive", "unknown", "nan", ""], "inconclusive"),
+}
+NEUTRAL_FOLDERS = {"train", "training", "test", "testing", "val", "valid", "validation", "images", "image"}
+MASK_FOLDERS = {"mask", "masks", "lungmask", "lungmasks", "infectionmasks", "segmentation"}
+PATIENT_PATTERNS = (  # Kermany et al. 2018: person123_virus_456.jpeg, NORMAL2-IM-0123-0001.jpeg
+    re.compile(r"(?P<patient>person\d+)_(?P<kind>virus|bacteria)_", re.I),
+    re.compile(r"^(?P<patient>(?:NORMAL2-)?IM-\d+)-", re.I),
+)
+SOURCES = {  # public sets: where they are, under which name they are fetched, what their page is
+    "covid-cxr": ("kaggle", "sid321axn/covid-cxr-image-dataset-research"),
+    "radiography": ("kaggle", "tawsifurrahman/covid19-radiography-database"),
+    "covid19-image": ("kaggle", "pranavraikokte/covid19-image-dataset"),
+    "chest-xray-pneumonia": ("kaggle", "paultimothymooney/chest-xray-pneumonia"),
+    "actualmed": ("github", "agchung/Actualmed-COVID-chestxray-dataset"),
+}
+ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
+SPLITS = ("train", "val", "test")
+PREPARED_VERSION = 1  # part of the key: raise it when the pixels of a prepared set change
+
+
+# ---------------------------------------------------------------- folders
+
+
+def repository_dir():
+    """The folder of this repository if we are in it or installed from it, else the working directory."""
+    here = Path.cwd().resolve()
+    for folder in (Path(__file__).resolve().parents[1], here, *here.parents):
+        if (folder / "xray_utils" / "data.py").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    return here
+
+
+def data_dir():
+    """The folder of the images: `XRAY_DATA` if set, else `data/xray` if it is there, else the sample.
+
+    Raises FileNotFoundError if `XRAY_DATA` names a folder that does not exist.
+    """
+    if os.environ.get("XRAY_DATA"):
+        folder = Path(os.environ["XRAY_DATA"]).expanduser()
+        folder = folder if folder.is_dir() else repository_dir() / folder  # a relative path: from here, or from there
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"XRAY_DATA is {str(folder)!r}, which is no folder. Set it to the folder that holds the class "
+                f"folders {', '.join(CLASSES)}, or unset it to use the bundled synthetic sample."
+            )
+        return folder
+    own = repository_dir() / "data" / "xray"
+    if own.is_dir() and any(entry for entry in own.iterdir() if not entry.name.startswith(".")):
+        return own
+    return repository_dir() / "data" / "sample"
+
+
+def is_sample(images):
+    """True if the table `images` came from the bundled synthetic sample."""
+    return Path(images.attrs.get("root", "")) == (repository_dir() / "data" / "sample").resolve()
+
+
+def outputs_dir(*parts):
+    """The folder for everything that is made: `XRAY_OUTPUTS` if set, else `outputs/` of the repository."""
+    base = os.environ.get("XRAY_OUTPUTS")
+    folder = Path(base).expanduser() if base else repository_dir() / "outputs"
+    return folder.joinpath(*parts)
+
+
+def progress(iterable, what, total=None):
+    """A progress bar that is gone when it is done; `TQDM_DISABLE=1` in the environment turns all of them off."""
+    off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    return tqdm(iterable, what, total, leave=False, disable=off)
+
+
+@contextmanager
+def whole_file(path):
+    """A temporary name beside `path`, flushed and renamed to `path` at the end: whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- find
+
+
+def find_images(folder):
+    """One row an image: `file` (relative to the folder), `label`, `patient`, `group`, `source`, sorted by file.
+
+    Reads a folder with `manifest.csv` (columns file, label; patient_id, source and more if there), Actualmed's
+    `metadata.csv`, or class folders at any depth (train/val/test are merged). What is left out is counted aloud.
+    `group` is the patient, or the file itself where the patient is not known; `audit_images` joins duplicates.
+
+    Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class, or one class only.
+    """
+    root = Path(folder).expanduser().resolve()
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give the one that holds the images.")
+    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    if len(entries) == 1 and any((entries[0] / table).is_file() for table in ("manifest.csv", "metadata.csv")):
+        root = entries[0]  # an archive unpacked by hand: all of it lies one folder further down
+    if (root / "manifest.csv").is_file():
+        rows, left_out = _rows_of_table(root, "manifest.csv", "file", "label", "patient_id")
+    elif (root / "metadata.csv").is_file() and (root / "images").is_dir():
+        rows, left_out = _rows_of_table(root, "metadata.csv", "imagename", "finding", "patientid")
+    else:
+        rows, left_out = _rows_of_folders(root)
+    if left_out:
+        counted = pd.Series(left_out).value_counts().sort_index()
+        print("Left out:", ", ".join(f"{number} {reason}" for reason, number in counted.items()))
+    if not rows:
+        raise FileNotFoundError(
+            f"folder: no images of {', '.join(CLASSES)} in {root.name!r}; found "
+            f"{', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}. Expected class folders "
+            f"with files {' '.join(EXTENSIONS)}, or a manifest.csv with columns file and label."
+        )
+    images = pd.DataFrame(rows).sort_values("file", ignore_index=True)
+    found = sorted(images.label.unique())
+    if len(found) < 2:
+        raise ValueError(
+            f"folder: {root.name!r} holds one class only, {found[0]!r} ({len(images)} images). "
+            f"A classifier needs at least two of {', '.join(CLASSES)}, each in a folder of its own."
+        )
+    images["group"] = images.patient.fillna(images.file)
+    first = ["file", "label", "patient", "group", "source"]
+    images = images[first + [column for column in images if column not in first]]
+    images.attrs["root"] = str(root)
+    return images
+
+
+def _normalised(name):
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
+def _patient_of(path):
+    for pattern in PATIENT_PATTERNS:
+        if match := pattern.search(Path(path).name):
+            kind = match.groupdict().get("kind") or "normal"
+            return f"{kind.lower()}:{match['patient']}"
+    return None
+
+
+def _rows_of_table(root, table_name, file_column, label_column, patient_column):
+    table = pd.read_csv(root / table_name, dtype=str)
+    for column in (file_column, label_column):
+        if column not in table:
+            raise ValueError(
+                f"{table_name}: column {column!r} is missing; found {', '.join(table.columns)}. "
+                f"Needed: {file_column}, {label_column}."
+            )
+    if table[file_column].isna().any() or table[file_column].duplicated().any():
+        raise ValueError(f"{table_name}: column {file_column!r} has empty or repeated cells; one row an image.")
+    rows, left_out, missing = [], [], []
+    source_column = next((c for c in ("source", "source_repo") if c in table), None)
+    known = {file_column, label_column, patient_column, source_column}
+    for record in table.to_dict("records"):
+        name, label = record[file_column], record[label_column]
+        path = (root / name) if (root / name).is_file() else (root / "images" / name)
+        path = Path(os.path.normpath(path))  # by name only: links inside the folder may lead where they like
+        if root not in path.parents:
+            raise ValueError(f"{table_name}: {name!r} lies outside the folder {root.name!r}.")
+        if _normalised(label) in OTHER_CLASSES:
+            left_out.append(OTHER_CLASSES[_normalised(label)])
+            continue
+        if _normalised(label) not in CLASS_ALIASES:
+            raise ValueError(
+                f"{table_name}: unknown class {label!r} of {name!r}. Known: {', '.join(sorted(CLASS_ALIASES))}."
+            )
+        if not path.is_file():
+            missing.append(name)
+            continue
+        patient, source = record.get(patient_column), record.get(source_column)
+        rows.append(
+            {
+                "file": path.relative_to(root).as_posix(),
+                "label": CLASS_ALIASES[_normalised(label)],
+                "patient": patient if isinstance(patient, str) else _patient_of(name),
+                "source": source if isinstance(source, str) else root.name,
+                **{k: v for k, v in record.items() if k in ("view", "licence") and k not in known},
+            }
+        )
+    if missing:
+        raise FileNotFoundError(
+            f"{table_name}: {len(missing)} of its files are not there, the first is {missing[0]!r}. "
+            f"Put them beside {table_name}, or take their rows out of it."
+        )
+    listed = {row["file"] for row in rows}
+    if len(listed) < len(rows):
+        raise ValueError(f"{table_name}: column {file_column!r} names a file twice; one row an image.")
+    listed |= {os.path.normpath(name) for name in table[file_column]}
+    listed |= {f"images/{name}" for name in table[file_column]}
+    files, hidden = _image_files(root)
+    left_out += [f"not in {table_name}" for file in files if file.as_posix() not in listed]
+    return rows, left_out + hidden
+
+
+def _image_files(root):
+    """Relative paths of all image files, sorted, and a reason for each hidden one; links are followed."""
+    seen, files, hidden = set(), [], []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back into the tree
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort(key=lambda s: (s.startswith("."), s))  # hidden last: of two links, the open one counts
+        for name in names:
+            if name.lower().endswith(EXTENSIONS):
+                file = Path(folder, name).relative_to(root)
+                if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
+                    hidden.append("hidden")
+                else:
+                    files.append(file)
+    return sorted(files), hidden
+
+
+def _rows_of_folders(root):
+    files, hidden = _image_files(root)
+    containers = {
+        above
+        for file in files
+        for folder in file.parents
+        if _normalised(folder.name) in {*CLASS_ALIASES, *OTHER_CLASSES, "pneumonia"}
+        for above in folder.parents
+    }
+    rows, left_out, unknown = [], [], {}
+    for file in files:
+        folders = [f for f in file.parents if f.name and _normalised(f.name) not in NEUTRAL_FOLDERS]
+        name = _normalised(folders[0].name) if folders else None
+        if name == "pneumonia":  # Kermany et al.: the kind of pneumonia stands in the file name
+            name = next((kind for kind in ("virus", "bacteria") if f"_{kind}_" in file.name.lower()), name)
+            if name == "pneumonia":
+                left_out.append("pneumonia of unknown kind")
+                continue
+        if any(_normalised(folder.name) in MASK_FOLDERS for folder in file.parents):
+            left_out.append("masks")
+        elif name is None or (name not in CLASS_ALIASES and folders[0] in containers):
+            left_out.append("in no class folder")
+        elif name in OTHER_CLASSES:
+            left_out.append(OTHER_CLASSES[name])
+        elif name not in CLASS_ALIASES:
+            unknown.setdefault(folders[0].name, file)
+        else:
+            rows.append(
+                {
+                    "file": file.as_posix(),
+                    "label": CLASS_ALIASES[name],
+                    "patient": _patient_of(file),
+                    "source": root.name,
+                }
+            )
+    if unknown:
+        raise ValueError(
+            f"folder: unknown class folders {', '.join(map(repr, sorted(unknown)))} (for example "
+            f"{next(iter(unknown.values())).as_posix()!r}). Known: {', '.join(sorted(CLASS_ALIASES))}; "
+            f"known and left out: {', '.join(sorted(filter(None, OTHER_CLASSES)))}, masks. Rename or remove them."
+        )
+    return rows, left_out + hidden
+
+
+# ---------------------------------------------------------------- download
+
+
+def download_images(source, folder=None):
+    """Fetch a public set by its name in `SOURCES` into `folder` (default `data/xray`) and return the folder.
+
+    Raises ValueError for an unknown name, FileExistsError if the folder already holds something, and RuntimeError
+    when the download fails; that one says which page to open and where to put the files.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"source: {source!r} is unknown. Known: {', '.join(SOURCES)}.")
+    kind, name = SOURCES[source]
+    page = f"https://www.kaggle.com/datasets/{name}" if kind == "kaggle" else f"https://github.com/{name}"
+    folder = Path(folder).expanduser() if folder else repository_dir() / "data" / "xray"
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"folder: {folder} already holds something. Move it away, or give another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        whole = Path(temporary) / "images"
+        try:
+            if kind == "kaggle":
+                import kagglehub
+
+                shutil.copytree(kagglehub.dataset_download(name), whole)
+            else:
+                archive = Path(temporary) / "archive.zip"
+                with urllib.request.urlopen(f"{page}/archive/{ACTUALMED_COMMIT}.zip", timeout=60) as answer:
+                    with open(archive, "wb") as file:
+                        shutil.copyfileobj(answer, file)
+                unpack_zip(archive, whole)
+            if not _image_files(whole)[0]:
+                raise OSError("it holds no images")
+        except Exception as error:
+            raise RuntimeError(
+                f"source: {source!r} could not be downloaded ({type(error).__name__}: {str(error)[:200]}).\n"
+                f"Open {page} in a browser, download the archive, and unpack it so that its folders lie in\n"
+                f"{folder}\nThen run this cell again, or point XRAY_DATA at that folder."
+            ) from error
+        if folder.is_dir():
+            folder.rmdir()
+        inner = [entry for entry in whole.iterdir() if not entry.name.startswith(".")]
+        only_folder = len(inner) == 1 and inner[0].is_dir()
+        os.replace(inner[0] if only_folder else whole, folder)
+    return folder
+
+
+def unpack_zip(archive, folder, max_bytes=20e9):
+    """Unpack a zip archive of at most `max_bytes` unpacked; ValueError for paths that leave the folder."""
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            path = Path(member.filename.replace("\\", "/"))
+            is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+            if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:
+                raise ValueError(f"archive: {Path(archive).name} holds {member.filename!r}, refused as unsafe.")
+        if sum(member.file_size for member in file.infolist()) > max_bytes:
+            raise ValueError(f"archive: {Path(archive).name} unpacks to over {max_bytes:.0f} bytes, refused.")
+        file.extractall(folder)
+
+
+# ---------------------------------------------------------------- read and audit
+
+
+def read_image(path):
+    """An image file as PIL RGB: EXIF rotation applied, deep pixels scaled to 0..255, transparency on black.
+
+    Raises OSError for a file that is no image or is cut short, ValueError for one of more than 180 megapixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path) as file:
+                if file.width * file.height > 180e6:
+                    raise Image.DecompressionBombError(f"{file.width}x{file.height} pixels are too many.")
+                file.load()
+                image = ImageOps.exif_transpose(file)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{Path(path).name}: {error}") from error
+        except (SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error) as error:  # PIL on broken
+            raise OSError(f"{Path(path).name}: broken image ({error})") from error
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits: scale the range that is used to 0..255
+        deep = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        low, high = deep.min(), deep.max()
+        image = Image.fromarray(((deep - low) * (255 / max(high - low, 1e-9))).round().astype(np.uint8))
+    if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return image.convert("RGB")
+
+
+def resize(image, size=224):
+    """A PIL image stretched to `size` x `size` as uint8 [size, size, 3] (bilinear with antialiasing)."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
+
+
+def _audit_one(path):
+    """The audit of one file, and its thumbnail: [32 * 32] float32 without slow shading, of length 1."""
+    row = dict(width=0, height=0, mode="", tint=0.0, sha256="", problem="")
+    thumbnail = np.zeros((32, 32), np.float32)
+    try:
+        row["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        image = read_image(path)
+        with Image.open(path) as file:
+            row["mode"] = file.mode
+    except (OSError, ValueError, MemoryError) as error:
+        reason = str(error).replace(str(path), path.name).strip() or type(error).__name__
+        return {**row, "problem": reason[:200]}, thumbnail.ravel()
+    row["width"], row["height"] = image.size
+    small = resize(image, 32).astype(np.float32)
+    row["tint"] = float((small[..., 2] - small[..., 0]).mean())
+    thumbnail = small.mean(axis=-1)
+    thumbnail = (thumbnail - gaussian_filter(thumbnail, 2)).ravel()
+    return row, thumbnail / max(np.linalg.norm(thumbnail), 1e-6)
+
+
+def _in_threads(function, items, title):
+    """`function` of each item, in order, on all cores, with a progress bar."""
+    with warnings.catch_warnings():  # read_image changes the filters in each thread: put them back once, at the end
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            return list(progress(pool.map(function, items), title, len(items)))
+
+
+def audit_images(images, near=0.95):
+    """Add `width, height, mode, tint, sha256, problem, duplicate` and join duplicates into one `group`.
+
+    `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
+    "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "".
+    A file that cannot be read keeps its row, with the reason in `problem`.
+
+    Raises ValueError when more than a tenth of a class cannot be read.
+    """
+    root = _root(images)
+    paths = [root / file for file in images.file]
+    rows, thumbnails = zip(*_in_threads(_audit_one, paths, "audit"), strict=True)
+    audited = images.drop(columns=[*rows[0], "duplicate"], errors="ignore").reset_index(drop=True)
+    audited = pd.concat([audited, pd.DataFrame(rows)], axis=1)
+    lost = audited.problem.ne("").groupby(audited.label).mean()
+    if (lost > 0.1).any():
+        broken = audited[audited.problem.ne("")]
+        raise ValueError(
+            f"images: {len(broken)} files cannot be read, {lost.max():.0%} of class {lost.idxmax()!r}; the first is "
+            f"{broken.file.iloc[0]!r}: {broken.problem.iloc[0]}. Fetch the set again, or remove these files."
+        )
+    audited["duplicate"], audited["group"] = _join_duplicates(audited, np.array(thumbnails), near)
+    audited.attrs = dict(images.attrs)
+    return audited
+
+
+def _join_duplicates(images, thumbnails, near):
+    """Kind of duplicate of an earlier image, and the groups joined over duplicates (the smallest name stands)."""
+    mirrored = thumbnails.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
+    content = images.sha256.where(images.problem.eq("")).factorize()[0]  # -1 where it cannot be read
+    kind, left, right = [""] * len(images), [], []
+    for i in range(1, len(images)):  # each with all earlier ones
+        same = (content[:i] == content[i]) & (content[i] >= 0)
+        for name, alike in (
+            ("mirror", mirrored[:i] @ thumbnails[i] >= near),
+            ("near", thumbnails[:i] @ thumbnails[i] >= near),
+            ("exact", same),
+        ):
+            if (found := np.flatnonzero(alike)).size:
+                kind[i] = name
+                left += [i] * len(found)
+                right += list(found)
+    group = images.group.factorize()[0]
+    n_groups = group.max() + 1
+    links = coo_array((np.ones(len(left)), (group[left], group[right])), (n_groups, n_groups))
+    component = connected_components(links, directed=False)[1][group]
+    return kind, images.group.groupby(component).transform("min")
+
+
+def _root(images):
+    if "root" not in images.attrs:
+        raise ValueError("images: the table has lost its folder; pass the table that find_images returned.")
+    return Path(images.attrs["root"])
+
+
+# ---------------------------------------------------------------- split
+
+
+def split_images(images, protocol="grouped", seed=0, mirror=True, fractions=(0.7, 0.15, 0.15)):
+    """Add the columns `split` (train, val, test) and `mirrored`; unreadable images are left out.
+
+    protocol "grouped": stratified by class, a group never on two sides, only training rows mirrored.
+    protocol "slides": mirror first, then a plain random split (what the original course project did: most test
+    images then have their twin in training). `mirror=False` leaves all mirrored rows out.
+    The order of the rows does not matter. Raises ValueError for an unknown protocol, bad fractions, or no images.
+    """
+    if protocol not in ("grouped", "slides"):
+        raise ValueError(f"protocol: {protocol!r} is unknown. Allowed: 'grouped', 'slides'.")
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions: {fractions} must be three positive numbers that add up to 1.")
+    for column in ("file", "label", "group"):
+        if column not in images:
+            raise ValueError(f"images: column {column!r} is missing; pass the table that find_images returned.")
+    if "problem" in images:
+        images = images[images.problem.eq("")]
+    if "mirrored" in images:  # split before: start from the images again
+        images = images[~images.mirrored].drop(columns=["split", "mirrored"], errors="ignore")
+    if images.empty:
+        raise ValueError("images: the table is empty; there is nothing to split.")
+    rows = images.sort_values("file", ignore_index=True).assign(mirrored=False)
+    rng = np.random.default_rng(seed)
+    if protocol == "slides":
+        if mirror:
+            rows = pd.concat([rows, rows.assign(mirrored=True)], ignore_index=True)
+        n_train, n_val = int(fractions[0] * len(rows)), int(fractions[1] * len(rows))
+        order = rng.permutation(len(rows))
+        rows["split"] = "test"
+        rows.loc[order[:n_train], "split"] = "train"
+        rows.loc[order[n_train : n_train + n_val], "split"] = "val"
+    else:
+        rows["split"] = _grouped_split(rows, fractions, rng)
+        if mirror:
+            rows = pd.concat([rows, rows[rows.split.eq("train")].assign(mirrored=True)], ignore_index=True)
+    rows.attrs = {**images.attrs, "protocol": protocol, "seed": seed, "mirror": mirror}
+    return rows
+
+
+def _grouped_split(rows, fractions, rng):
+    """Whole groups, largest first and else in random order, each to the side that lacks most of its classes."""
+    counts = pd.crosstab(rows.group, rows.label).sort_index()
+    counts = counts.iloc[rng.permutation(len(counts))]
+    counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    wanted = np.outer(fractions, counts.sum())  # [3 sides, classes]
+    filled = np.zeros_like(wanted)
+    side = {}
+    for group, row in zip(counts.index, counts.to_numpy(), strict=True):
+        lack = ((wanted - filled) / wanted * row).sum(axis=1)
+        side[group] = int(lack.argmax())
+        filled[side[group]] += row
+    return rows.group.map(side).map(dict(enumerate(SPLITS)))
+
+
+def count_split(split):
+    """Images per class and side, with totals: the table [classes + all, train, val, test, all]."""
+    return pd.crosstab(split.label, split.split, margins=True, margins_name="all").reindex(
+        columns=[*SPLITS, "all"], fill_value=0
+    )
+
+
+# ---------------------------------------------------------------- prepare
+
+
+@dataclass
+class Split:
+    """One side of a prepared set: `rows` (file, label, group, mirrored, ...) and the pixels behind them."""
+
+    rows: pd.DataFrame
+    pixels: np.ndarray  # uint8 [N, size, size, 3], memory-mapped, of all images
+    positions: np.ndarray  # int [len(rows)], where each row's pixels are
+
+    def __len__(self):
+        return len(self.rows)
+
+    @cached_property
+    def labels(self):
+        """Class indices, int64 [len]."""
+        return self.rows.label.map({name: i for i, name in enumerate(CLASSES)}).to_numpy(np.int64)
+
+    def take(self, indices):
+        """The images at `indices` as uint8 [B, size, size, 3], mirrored where the row says so."""
+        batch = self.pixels[self.positions[indices]]
+        flip = self.rows.mirrored.to_numpy()[indices]
+        batch[flip] = batch[flip][:, :, ::-1]
+        return batch
+
+    def fingerprint(self):
+        """sha256 over rows and pixels: the same images in the same order give the same, wherever they lie."""
+        digest = hashlib.sha256(self.rows[["file", "label", "mirrored"]].to_csv(index=False).encode())
+        for start in range(0, len(self), 512):
+            digest.update(self.pixels[self.positions[start : start + 512]])
+        return digest.hexdigest()
+
+
+@dataclass
+class PreparedData:
+    """The three sides of a prepared set, and how they were made (`protocol`, `seed`, `mirror`, `size`)."""
+
+    train: Split
+    val: Split
+    test: Split
+    settings: dict
+    is_sample: bool = False
+
+    @property
+    def name(self):
+        """The protocol, and "_sample" behind it for the bundled sample: the end of the names of its runs."""
+        return self.settings["protocol"] + ("_sample" if self.is_sample else "")
+
+
+def prepare(images, size=224):
+    """Bring all images to uint8 [N, size, size, 3] once, on disk, and return the sides: `.train .val .test`.
+
+    `images` is the table of `split_images`. The array lies in `outputs/prepared/<key>/`, keyed by what went in
+    (names, sizes and times of the files, `size`), and is read memory-mapped by every later call.
+    Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read.
+    """
+    if size < 1 or int(size) != size:
+        raise ValueError(f"size: {size} must be a positive whole number of pixels.")
+    for column in ("split", "mirrored"):
+        if column not in images:
+            raise ValueError(f"images: column {column!r} is missing; pass the table that split_images returned.")
+    for name in SPLITS:
+        if not images.split.eq(name).any():
+            raise ValueError(f"images: no rows with split {name!r}; {images.file.nunique()} images are too few.")
+    root, size = _root(images), int(size)
+    files = sorted(set(images.file))
+    stats = [(file, os.stat(root / file).st_size, os.stat(root / file).st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([PREPARED_VERSION, str(root), size, stats]).encode()).hexdigest()[:16]
+    folder = outputs_dir("prepared", key)
+    if not (folder / "meta.json").is_file():
+        _write_prepared(root, files, size, folder)
+    pixels = np.load(folder / "images.npy", mmap_mode="r")
+    where = {file: i for i, file in enumerate(files)}
+    sides = {}
+    for name in SPLITS:
+        rows = images[images.split.eq(name)].reset_index(drop=True)
+        sides[name] = Split(rows, pixels, rows.file.map(where).to_numpy(np.int64))
+    settings = {k: images.attrs.get(k) for k in ("protocol", "seed", "mirror")}
+    return PreparedData(**sides, settings={**settings, "size": size}, is_sample=is_sample(images))
+
+
+def load_data(protocol="grouped", seed=0, mirror=True, size=224):
+    """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are."""
+    images = audit_images(find_images(data_dir()))
+    data = prepare(split_images(images, protocol=protocol, seed=seed, mirror=mirror), size=size)
+    print(describe_images(images))
+    print(", ".join(f"{side} {len(getattr(data, side))}" for side in SPLITS), f"(protocol {protocol}, mirror {mirror})")
+    return data
+
+
+def describe_images(images):
+    """One sentence: how many images, in how many groups, real or synthetic."""
+    what = "SYNTHETIC images (the bundled sample)" if is_sample(images) else "real images"
+    counts = images.label.value_counts().sort_index()
+    classes = ", ".join(f"{name} {n}" for name, n in counts.items())
+    return f"{len(images)} {what}: {classes}; {images.group.nunique()} groups (patients)."
+
+
+def _write_prepared(root, files, size, folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        whole = Path(temporary) / "set"
+        whole.mkdir()
+        _write_pixels(root, files, size, whole / "images.npy")
+        pd.DataFrame({"file": files}).to_csv(whole / "index.csv", index=False)
+        (whole / "meta.json").write_text(json.dumps({"images": len(files), "size": size}))
+        try:
+            os.replace(whole, folder)
+        except OSError:  # another process was faster; its set has the same key, so the same pixels
+            if not (folder / "meta.json").is_file():
+                raise
+
+
+def _write_pixels(root, files, size, path):
+    """A function of its own: the map is closed at its end, and Windows renames no folder with an open one."""
+    shape = (len(files), size, size, 3)
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+    def bring(i):
+        try:
+            pixels[i] = resize(read_image(root / files[i]), size)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"images: {files[i]!r} cannot be read ({error}). Run audit_images first: it leaves such files out."
+            ) from error
+
+    _in_threads(bring, range(len(files)), "prepare")
+    pixels.flush()

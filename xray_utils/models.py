@@ -1,0 +1,191 @@
+"""The three networks of the course, and the input statistics that each expects.
+
+Every network is a plain `nn.Module` from images [B, 3, 224, 224] to logits [B, 3]. It carries `input_mean` and
+`input_std` (three numbers each, for pixels in 0..1) and `spec`, from which `build` makes the same network again.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from .data import CLASSES
+
+IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+HALF_STATISTICS = ([0.5] * 3, [0.5] * 3)  # pixels to -1..1
+VIT_NAME = "google/vit-base-patch16-224-in21k"
+VIT_REVISION = "b4569560a39a0f1af58e3ddaf17facf20ab919b0"
+SMALL_VIT = dict(hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=192)
+
+
+def _finish(model, spec, statistics):
+    model.spec = spec
+    model.input_mean, model.input_std = (list(map(float, values)) for values in statistics)
+    return model
+
+
+def _check_classes(num_classes):
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise ValueError(f"num_classes: {num_classes!r} must be a whole number of at least 2.")
+
+
+def baseline_cnn(num_classes=3, seed=0):
+    """The small CNN of the original project: two conv blocks, 8 and 16 filters; 1,491 parameters for 3 classes."""
+    _check_classes(num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(  # [B, 3, 224, 224]
+            *[nn.Conv2d(3, 8, kernel_size=3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)],
+            *[nn.Conv2d(8, 16, kernel_size=3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)],
+            nn.AdaptiveMaxPool2d(1),  # [B, 16, 56, 56] -> [B, 16, 1, 1]
+            nn.Flatten(),
+            nn.Linear(16, num_classes),
+        )
+    return _finish(model, {"network": "baseline_cnn", "num_classes": num_classes}, HALF_STATISTICS)
+
+
+def resnet18(weights=None, num_classes=3, seed=0):
+    """torchvision's ResNet18 (He et al. 2016, arXiv:1512.03385); 11,178,051 parameters for 3 classes.
+
+    weights: None for random ones, "imagenet" for torchvision's (downloaded, hash checked), or a local file
+    (.safetensors, or .pth with plain tensors). The last layer is always new.
+    Raises FileNotFoundError for a missing file, ValueError for weights that do not fit, RuntimeError when the
+    download fails, with what to do.
+    """
+    from torchvision.models import ResNet18_Weights
+    from torchvision.models import resnet18 as torchvision_resnet18
+
+    _check_classes(num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = torchvision_resnet18(num_classes=num_classes)
+    if weights is not None:
+        if str(weights).lower() == "imagenet":
+            enum = ResNet18_Weights.IMAGENET1K_V1
+            try:
+                state = enum.get_state_dict(progress=False, check_hash=True)
+            except Exception as error:
+                raise RuntimeError(
+                    f"weights: 'imagenet' could not be downloaded ({type(error).__name__}: {error}). Fetch {enum.url} "
+                    "on another machine and pass its path as weights, or train from weights=None."
+                ) from error
+        else:
+            state = load_weights(weights)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        try:
+            wrong = model.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # tensors of other shapes
+            raise ValueError(f"weights: {str(weights)!r} are not those of a ResNet18 ({str(error)[:200]}).") from error
+        if wrong.unexpected_keys or any(not name.startswith("fc.") for name in wrong.missing_keys):
+            raise ValueError(f"weights: {str(weights)!r} are not those of a ResNet18 ({str(wrong)[:200]}).")
+    return _finish(model, {"network": "resnet18", "num_classes": num_classes}, IMAGENET_STATISTICS)
+
+
+def load_weights(path):
+    """The tensors of a local file by name: .safetensors, or a .pth read with `weights_only=True` (no code runs).
+
+    Raises FileNotFoundError for a missing file, ValueError for one that holds anything but named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: {str(path)!r} is no file. Give a .safetensors or .pth file, or None.")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"weights: {str(path)!r} could not be read as plain tensors ({reason}).") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError(f"weights: {str(path)!r} holds something else than tensors by name (a state_dict).")
+    return state
+
+
+def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
+    """A Hugging Face Vision Transformer with a new linear head (Dosovitskiy et al. 2021, arXiv:2010.11929).
+
+    weights: a name on the Hub (the default is pinned to `VIT_REVISION`), a local folder with config.json and
+    model.safetensors, or None for a small random one. freeze: train the head alone, on fixed features.
+    Raises RuntimeError when the weights cannot be had, with what to do.
+    """
+    import transformers
+
+    _check_classes(num_classes)
+    names = CLASSES if num_classes == len(CLASSES) else [f"class {i}" for i in range(num_classes)]
+    labels = dict(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if weights is None:
+            config = transformers.ViTConfig(**SMALL_VIT, **labels)
+            model, statistics = transformers.ViTForImageClassification(config), HALF_STATISTICS
+        else:
+            verbosity = transformers.logging.get_verbosity()
+            transformers.logging.set_verbosity_error()  # a new head is what we ask for
+            transformers.logging.disable_progress_bar()
+            revision = VIT_REVISION if weights == VIT_NAME else None
+            options = dict(revision=revision, trust_remote_code=False)
+            try:
+                model, loading = transformers.ViTForImageClassification.from_pretrained(
+                    weights,
+                    **labels,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **options,
+                )
+                absent = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+                if absent := sorted(name for name in absent if not name.startswith("classifier.")):
+                    raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
+                processor = transformers.AutoImageProcessor.from_pretrained(weights, **options)
+            except (OSError, ValueError, SafetensorError) as error:
+                raise RuntimeError(
+                    f"weights: {str(weights)!r} could not be loaded ({str(error).splitlines()[0][:200]}). With a "
+                    f"network: huggingface_hub.snapshot_download({VIT_NAME!r}, revision={VIT_REVISION!r}, "
+                    "local_dir='vit-weights'), then pass weights='vit-weights'. Without: weights=None trains a small "
+                    "one from random weights."
+                ) from error
+            finally:
+                transformers.logging.set_verbosity(verbosity)
+            statistics = processor.image_mean, processor.image_std
+    if freeze:
+        for parameter in model.vit.parameters():
+            parameter.requires_grad = False
+    passing = (
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+    )  # no part of the network
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in passing}
+    spec = {"network": "vit", "num_classes": num_classes, "freeze": freeze, "config": config}
+    return _finish(model.float(), spec, statistics)
+
+
+def build(spec, input_mean, input_std):
+    """A network from the `spec` of another (as in a run's config.json), with random weights."""
+    if spec["network"] == "vit":
+        import transformers
+
+        config = transformers.ViTConfig.from_dict(spec["config"])
+        with torch.random.fork_rng(devices=[]):
+            model = transformers.ViTForImageClassification(config)
+        model.vit.requires_grad_(not spec["freeze"])
+    else:
+        model = {"baseline_cnn": baseline_cnn, "resnet18": resnet18}[spec["network"]](num_classes=spec["num_classes"])
+    return _finish(model, spec, (input_mean, input_std))
+
+
+def logits_of(model, images):
+    """Logits [B, classes] of normalised images [B, 3, H, W]; Hugging Face models wrap theirs."""
+    output = model(images)
+    return getattr(output, "logits", output)
+
+
+def count_parameters(model, trainable=False):
+    """Number of parameters, or of those that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,323 @@
+"""Every figure of the course; each function returns its matplotlib Figure, which a notebook shows as it is."""
+
+from contextlib import contextmanager
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from sklearn.metrics import confusion_matrix
+
+from .data import CLASSES, SPLITS, _root, read_image, resize
+from .evaluation import ORIGINAL
+
+CLASS_COLOURS = {
+    "covid": "#D55E00",
+    "normal": "#009E73",
+    "virus": "#0072B2",
+}  # Okabe & Ito, for colour-blind eyes
+MODEL_COLOURS = {"baseline_cnn": "#CC79A7", "resnet18": "#E69F00", "vit": "#56B4E9"}
+STYLE = {
+    **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 11},
+    **{
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+    },
+    **{"axes.titlelocation": "left", "legend.frameon": False, "image.cmap": "gray"},
+}
+
+
+@contextmanager
+def _figure(rows=1, columns=1, width=9.0, height=3.5, **options):
+    """A figure in the style of the course, closed at the end so that a notebook shows it once."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+        try:
+            yield figure, axes
+        finally:
+            plt.close(figure)
+
+
+def _show(axes, pixels, title="", **options):
+    axes.imshow(pixels, **options)
+    axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
+    axes.axis("off")
+
+
+# ---------------------------------------------------------------- data
+
+
+def plot_examples(images, per_class=5, seed=0):
+    """Random images of each class as they are on disk, a row a class."""
+    with _figure(len(CLASSES), per_class, 1.9 * per_class, 6.2) as (figure, axes):
+        for row, name in zip(axes, CLASSES, strict=True):
+            some = images[images.label.eq(name)]
+            some = some.sample(min(per_class, len(some)), random_state=seed)
+            for axis in row:
+                axis.axis("off")
+            for axis, file in zip(row, some.file, strict=False):
+                image = read_image(_root(images) / file)
+                _show(axis, image, f"{image.width} x {image.height}")
+            row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
+                        fontsize=13, fontweight="bold", color=CLASS_COLOURS[name])  # fmt: skip
+        return figure
+
+
+def plot_class_balance(images):
+    """Images and groups (patients) of each class."""
+    counts = images.groupby("label").agg(images=("file", "size"), patients=("group", "nunique")).reindex(CLASSES)
+    with _figure(width=6, height=3) as (figure, axes):
+        positions = np.arange(len(CLASSES))
+        for shift, (column, alpha) in zip((-0.2, 0.2), (("images", 1), ("patients", 0.45)), strict=True):
+            colours = [CLASS_COLOURS[name] for name in CLASSES]
+            bars = axes[0, 0].bar(positions + shift, counts[column], 0.38, color=colours, alpha=alpha)
+            axes[0, 0].bar_label(bars, [f"{value:.0f}\n{column}" for value in counts[column]], fontsize=9)
+        axes[0, 0].set_xticks(positions, CLASSES)
+        axes[0, 0].set(ylabel="number", title="Images and patients of each class")
+        axes[0, 0].margins(y=0.2)
+        return figure
+
+
+def plot_sizes(images):
+    """Width against height, and the aspect, of each class."""
+    with _figure(1, 2, 10, 3.8) as (figure, axes):
+        scatter, aspect = axes[0]
+        for name in CLASSES:
+            some = images[images.label.eq(name)]
+            scatter.scatter(some.width, some.height, s=14, alpha=0.6, color=CLASS_COLOURS[name], label=name)
+        scatter.set(xlabel="width in pixels", ylabel="height in pixels", title="Size on disk")
+        scatter.legend()
+        sns.kdeplot(
+            x=images.width / images.height, hue=images.label, hue_order=CLASSES, palette=CLASS_COLOURS,
+            common_norm=False, fill=True, alpha=0.15, ax=aspect, cut=0, warn_singular=False,
+        )  # fmt: skip
+        aspect.get_legend().set_title(None)
+        aspect.set(xlabel="width / height", ylabel="density", title="Aspect (1 = square)")
+        return figure
+
+
+def plot_colour(images):
+    """Colour modes of the files, and the tint (mean blue minus mean red) of each image."""
+    modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES)
+    with _figure(1, 2, 10, 3.4) as (figure, axes):
+        left = np.zeros(len(CLASSES))
+        for mode, shade in zip(modes, np.linspace(0.85, 0.25, len(modes.columns)), strict=True):
+            bars = axes[0, 0].barh(CLASSES, modes[mode], left=left, color=str(shade), edgecolor="white", label=mode)
+            texts = [f"{mode} {v:.0%}" if v >= 0.12 else "" for v in modes[mode]]
+            axes[0, 0].bar_label(
+                bars, texts, label_type="center", color="white" if shade < 0.55 else "black", fontsize=9
+            )
+            left += modes[mode].to_numpy()
+        axes[0, 0].invert_yaxis()
+        axes[0, 0].set(xlabel="share of the class", title="Colour mode of the file")
+        axes[0, 0].legend(
+            ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=9, handlelength=1, columnspacing=1
+        )
+        sns.stripplot(
+            x=images.tint, y=images.label, order=CLASSES, hue=images.label, palette=CLASS_COLOURS, size=4,
+            alpha=0.7, jitter=0.3, legend=False, ax=axes[0, 1],
+        )  # fmt: skip
+        axes[0, 1].axvline(0, color="0.7", zorder=0)
+        axes[0, 1].set(xlabel="mean blue minus mean red (grey levels)", ylabel="", title="Tint (right of 0 is bluish)")
+        return figure
+
+
+def plot_mean_images(images, size=128, at_most=150):
+    """Mean image of each class over at most `at_most` images, and its difference from the mean of all."""
+    means = {}
+    for name in CLASSES:
+        files = images[images.label.eq(name)].sort_values("file").file
+        files = files.iloc[:: max(1, len(files) // at_most)]
+        stack = [resize(read_image(_root(images) / file), size).mean(axis=-1) for file in files]
+        means[name] = np.mean(stack, axis=0)
+    overall = np.mean(list(means.values()), axis=0)
+    limit = max(np.abs(mean - overall).max() for mean in means.values())
+    with _figure(2, len(CLASSES), 9, 6) as (figure, axes):
+        for column, name in enumerate(CLASSES):
+            _show(axes[0, column], means[name], f"mean of {name}", vmin=0, vmax=255)
+            shown = axes[1, column].imshow(means[name] - overall, cmap="coolwarm", vmin=-limit, vmax=limit)
+            axes[1, column].set_title(f"{name} minus mean of all", fontsize=9, fontweight="normal", loc="center")
+            axes[1, column].axis("off")
+        figure.colorbar(shown, ax=axes[1, :], label="grey levels", shrink=0.8)
+        return figure
+
+
+def plot_images_per_patient(images):
+    """How many patients have one image, two, three, ..."""
+    counts = images.groupby(["label", "group"]).size().rename("images").reset_index()
+    table = pd.crosstab(counts["images"], counts.label).reindex(columns=CLASSES, fill_value=0)
+    with _figure(width=8, height=3.2) as (figure, axes):
+        table.plot.bar(ax=axes[0, 0], color=CLASS_COLOURS, width=0.8, rot=0)
+        for bars in axes[0, 0].containers:
+            axes[0, 0].bar_label(bars, [f"{v:.0f}" if v else "" for v in bars.datavalues], fontsize=8)
+        axes[0, 0].set(xlabel="images of one patient", ylabel="patients", title="Images per patient")
+        axes[0, 0].legend(title=None)
+        return figure
+
+
+def plot_preparation(images, data, count=4, seed=0):
+    """Images as they are on disk above the same images as prepared: size x size, three channels."""
+    rows = data.train.rows[~data.train.rows.mirrored].sample(count, random_state=seed)
+    with _figure(2, count, 2.3 * count, 5) as (figure, axes):
+        for column, (index, file) in enumerate(rows.file.items()):
+            before = read_image(_root(images) / file)
+            mode = images.set_index("file")["mode"].get(file, "")
+            _show(axes[0, column], before, f"{before.width} x {before.height}, {mode}")
+            after = data.train.take([index])[0]
+            _show(axes[1, column], after, " x ".join(map(str, after.shape)))
+        return figure
+
+
+def plot_mirroring(data, seed=0):
+    """A training image and its mirrored row."""
+    rows = data.train.rows
+    twins = rows[rows.mirrored & rows.file.isin(rows.file[~rows.mirrored])]
+    if twins.empty:
+        raise ValueError("data: no training image has its mirrored row in training; split with mirror=True.")
+    file = twins.sample(1, random_state=seed).file.iloc[0]
+    with _figure(1, 2, 5.5, 3.2) as (figure, axes):
+        for axis, mirrored in zip(axes[0], (False, True), strict=True):
+            index = rows.index[rows.file.eq(file) & rows.mirrored.eq(mirrored)][:1]
+            _show(axis, data.train.take(index)[0], "mirrored" if mirrored else "as it is")
+        return figure
+
+
+def plot_split(splits):
+    """Images per class and side for each named split: `{"slides": table, "grouped": table}`."""
+    with _figure(1, len(splits), 4.6 * len(splits), 3.2, sharey=True) as (figure, axes):
+        for axis, (name, split) in zip(axes[0], splits.items(), strict=True):
+            table = pd.crosstab(split.split, split.label).reindex(SPLITS)[list(CLASSES)]
+            bottom = np.zeros(len(table))
+            for label in CLASSES:
+                bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label], label=label)
+                axis.bar_label(bars, label_type="center", color="white", fontsize=9)
+                bottom += table[label].to_numpy()
+            axis.set_title(name)
+        axes[0, 0].set_ylabel("images")
+        axes[0, -1].legend(loc="upper right")
+        return figure
+
+
+# ---------------------------------------------------------------- networks
+
+
+def plot_residual_block():
+    """A residual block as a drawing: two convolutions and the skip that is added to them."""
+    with _figure(width=9.5, height=2.6) as (figure, axes):
+        axis = axes[0, 0]
+        axis.set(xlim=(0, 19), ylim=(0, 5))
+        axis.axis("off")
+        boxes = ["conv 3x3", "batch norm", "ReLU", "conv 3x3", "batch norm", "+", "ReLU"]
+        centres = [2.9, 5.5, 7.9, 10.2, 12.8, 15.0, 16.7]
+        for text, x in zip(boxes, centres, strict=True):
+            half, colour = (0.45, "#F0E442") if text == "+" else (0.75 if text == "ReLU" else 1.0, "#DCEAF5")
+            axis.add_patch(
+                FancyBboxPatch((x - half, 1.1), 2 * half, 1.2, boxstyle="round,pad=0.08", fc=colour, ec="0.3")
+            )
+            axis.text(x, 1.7, text, ha="center", va="center", fontsize=10)
+        edges = [0.6, *centres, 18.4]
+        halves = [0, *(0.53 if t == "+" else 0.83 if t == "ReLU" else 1.08 for t in boxes), 0]
+        for i in range(len(edges) - 1):
+            start, end = (edges[i] + halves[i], 1.7), (edges[i + 1] - halves[i + 1], 1.7)
+            axis.add_patch(
+                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="0.3", shrinkA=0, shrinkB=0)
+            )
+        axis.add_patch(
+            FancyArrowPatch((1.1, 1.75), (15.0, 2.4), connectionstyle="bar,angle=0,fraction=0.12",
+                            arrowstyle="-|>", mutation_scale=12, color="#D55E00", lw=2, shrinkA=0, shrinkB=0)
+        )  # fmt: skip
+        axis.text(8, 4.35, "skip: x as it is", color="#D55E00", ha="center", fontsize=11)
+        axis.text(0.55, 1.7, "x", ha="right", va="center", fontsize=13, fontweight="bold")
+        axis.text(18.45, 1.7, "y", ha="left", va="center", fontsize=13, fontweight="bold")
+        return figure
+
+
+def plot_patches(pixels, patch_size):
+    """A prepared image [H, W, 3], and the patches of `patch_size` pixels that a ViT reads it as.
+
+    Raises ValueError when the image cannot be cut into whole patches.
+    """
+    height, width = pixels.shape[:2]
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"patch_size: {patch_size} does not divide {height}x{width} pixels.")
+    rows, columns = height // patch_size, width // patch_size
+    cut = np.full((height + 2 * (rows - 1), width + 2 * (columns - 1), 3), 255, np.uint8)
+    for r in range(rows):
+        for c in range(columns):
+            patch = pixels[r * patch_size : (r + 1) * patch_size, c * patch_size : (c + 1) * patch_size]
+            top, left = r * (patch_size + 2), c * (patch_size + 2)
+            cut[top : top + patch_size, left : left + patch_size] = patch
+    with _figure(1, 2, 8.5, 4.3) as (figure, axes):
+        _show(axes[0, 0], pixels, f"{height} x {width} pixels")
+        _show(axes[0, 1], cut, f"{rows} x {columns} = {rows * columns} patches of {patch_size} x {patch_size}")
+        return figure
+
+
+# ---------------------------------------------------------------- results
+
+
+def plot_history(histories):
+    """Loss and accuracy on train (dashed) and val (solid) over the epochs; the best epoch on val is marked.
+
+    histories: the table of one run, or `{"name": table}` for several in one figure.
+    """
+    several = isinstance(histories, dict)
+    histories = histories if several else {"": histories}
+    with _figure(1, 2, 10, 3.6) as (figure, axes):
+        for (name, history), colour in zip(histories.items(), sns.color_palette("colorblind", 10), strict=False):
+            best = history.loc[history.val_loss.idxmin()]
+            for axis, what in zip(axes[0], ("loss", "accuracy"), strict=True):
+                line = dict(color=colour, marker="o", markersize=3)
+                axis.plot(history.epoch, history[f"val_{what}"], **line, label=name or "validation")
+                line.update(alpha=0.5, linestyle="--")
+                axis.plot(history.epoch, history[f"train_{what}"], **line, label=None if several else "training")
+                axis.plot(best.epoch, best[f"val_{what}"], "o", mfc="none", mec="black", markersize=10)
+        for axis, what in zip(axes[0], ("loss", "accuracy"), strict=True):
+            axis.set(xlabel="epoch", title=what.capitalize())
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0, 0].set_ylim(bottom=0)
+        lines, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=9)
+        return figure
+
+
+def plot_confusion_matrix(predictions, title="Confusion matrix"):
+    """True class (rows) against predicted class (columns): number of images and share of the row."""
+    counts = confusion_matrix(predictions.label, predictions.predicted, labels=list(CLASSES))
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    texts = np.array([f"{n}\n{share:.0%}" for n, share in zip(counts.ravel(), shares.ravel(), strict=True)])
+    with _figure(width=4.8, height=4.2) as (figure, axes):
+        sns.heatmap(
+            shares, annot=texts.reshape(counts.shape), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True,
+            xticklabels=CLASSES, yticklabels=CLASSES, ax=axes[0, 0], linewidths=1,
+        )  # fmt: skip
+        axes[0, 0].set(xlabel="predicted", ylabel="true", title=title)
+        axes[0, 0].tick_params(length=0)
+        return figure
+
+
+def plot_comparison(table):
+    """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds)."""
+    with _figure(width=8.5, height=1.2 + 0.55 * len(table)) as (figure, axes):
+        axis = axes[0, 0]
+        for row, (_, run) in enumerate(table.iterrows()):
+            low, high = (float(v) for v in run["accuracy 95 %"].split("[")[1].rstrip("]").split(","))
+            colour = MODEL_COLOURS[run.network]
+            axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
+            axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
+            axis.plot(ORIGINAL[run.network]["accuracy"], row, "D", mfc="none", mec="black", markersize=8)
+            axis.annotate(f"{run.accuracy:.3f}", (run.accuracy, row), (0, 8), textcoords="offset points", ha="center",
+                          fontsize=9)  # fmt: skip
+        axis.axvline(1 / len(CLASSES), color="0.7", linestyle=":")
+        axis.text(1 / len(CLASSES), -0.75, " chance", color="0.5", fontsize=9, va="center")
+        axis.set_yticks(range(len(table)), table.index)
+        axis.set_ylim(len(table) - 0.4, -1)
+        axis.set(
+            xlabel="accuracy on the test images",
+            title="Circle: here, with 95 % interval. Diamond: the original.",
+        )
+        axis.set_xlim(0.25, 1.02)
+        return figure

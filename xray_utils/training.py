@@ -1,0 +1,436 @@
+"""`fit`: one training loop for all three networks. `predict`: one way to use them."""
+
+import copy
+import hashlib
+import json
+import math
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from packaging.version import Version
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from .data import CLASSES, outputs_dir, progress, whole_file
+from .models import build, count_parameters, logits_of
+
+SCHEDULES = ("plateau", "cosine", "constant")
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass
+class Run:
+    """A trained network: `model` has the weights of the best epoch on validation, `history` a row an epoch."""
+
+    name: str
+    folder: Path
+    model: torch.nn.Module
+    history: pd.DataFrame
+    config: dict
+
+    @property
+    def best_epoch(self):
+        """The epoch with the lowest validation loss, whose weights `model` has."""
+        return int(self.history.epoch[self.history.val_loss.idxmin()])
+
+
+# ---------------------------------------------------------------- batches
+
+
+def batches(split, batch_size, rng=None):
+    """Index arrays of at most `batch_size`, in random order if a numpy generator is given."""
+    order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def to_input(pixels, model, device):
+    """uint8 [B, H, W, 3] to the normalised float [B, 3, H, W] (channels last in memory) that `model` expects."""
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.input_mean, model.input_std))
+    return (images - mean) / std
+
+
+def augment_mild(images, generator):
+    """Mirror half of the images; turn up to 10 degrees, shift 5 %, zoom 10 %, contrast and brightness 10 %.
+
+    images: normalised [B, 3, H, W]; the same generator state gives the same result.
+    """
+    n = len(images)
+    turn, zoom, right, down, contrast, brightness, flip = (
+        torch.rand(7, n, generator=generator) * 2 - 1  # each in -1..1; drawn on the CPU, the same everywhere
+    ).to(images.device)
+    angle, scale = turn * math.radians(10), 1 + 0.1 * zoom
+    sign = torch.where(flip > 0, 1.0, -1.0)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    affine = torch.stack(  # [B, 2, 3]; shifts are in half image widths
+        [torch.stack([cos * sign, -sin, 0.1 * right], 1), torch.stack([sin * sign, cos, 0.1 * down], 1)], 1
+    )
+    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return images * (1 + 0.1 * contrast).view(-1, 1, 1, 1) + 0.1 * brightness.view(-1, 1, 1, 1)
+
+
+# ---------------------------------------------------------------- precision
+
+
+def choose_precision(precision="auto", device=None):
+    """ "fp32", "bf16" or "fp16": as asked, or what this processor or GPU is good at for "auto"."""
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision: {precision!r} is unknown. Allowed: 'auto', {', '.join(map(repr, PRECISIONS))}.")
+    if precision != "auto":
+        return precision
+    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":  # bf16 from Ampere on; a T4 only emulates it, slowly
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    has = [
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return "bf16" if kind == "cpu" and any(has) else "fp32"
+
+
+def check_environment():
+    """Print the versions that matter and the device; say OK, or what to do when a package is too old."""
+    wanted = {"torch": "2.4", "torchvision": "0.19", "transformers": "4.50", "accelerate": "1.2", "pandas": "2.2"}
+    have = {name: version(name) for name in wanted}
+    print(f"Python {platform.python_version()},", ", ".join(f"{name} {number}" for name, number in have.items()))
+    old = [name for name, number in have.items() if Version(number) < Version(wanted[name])]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"Device: {device}; precision: {choose_precision()}")
+    print("Too old: " + ", ".join(old) + ". Run: pip install -U -r requirements.txt" if old else "Environment: OK")
+
+
+# ---------------------------------------------------------------- fit
+
+
+def fit(
+    model,
+    data,
+    name,
+    epochs=30,
+    lr=1e-3,
+    batch_size=32,
+    seed=0,
+    *,
+    optimizer="adam",
+    weight_decay=0.0,
+    schedule="plateau",
+    warmup=0.0,
+    class_weights=False,
+    early_stopping=None,
+    augment=False,
+    precision="auto",
+):
+    """Train `model` on `data.train`, watch `data.val`, and return a `Run` with the weights best on validation.
+
+    The run folder `outputs/runs/<name>/` gets config.json, history.csv, last.pt and best.safetensors after every
+    epoch. The same call again resumes an unfinished run and loads a finished one; with other settings, data or
+    network it starts a new folder `<name>-2` and says so.
+
+    schedule: "plateau" (ReduceLROnPlateau on the validation loss: 3 epochs without gain, then lr * 0.3), "cosine"
+    to zero, or "constant"; warmup: share of all steps in which a cosine or constant rate rises from zero.
+    class_weights: weigh the loss by the inverse frequency of the class. early_stopping: epochs without a lower
+    validation loss before it stops. augment: `augment_mild` on the training images. precision: "auto", "fp32",
+    "bf16" or "fp16" (mixed). Loss and accuracy are per image.
+
+    `model` itself is left as it is: a copy of it is trained.
+
+    Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite, and
+    RuntimeError when memory runs out, with a batch size to try.
+    """
+    _check_arguments(
+        data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
+    )
+    AcceleratorState._reset_state(reset_partial_state=False)  # a notebook fits many times, at any precision
+    precision = choose_precision(precision)
+    try:
+        accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
+    except ValueError as error:
+        raise ValueError(f"precision: {precision!r} is not possible here ({error}) Try 'auto'.") from error
+    settings = dict(
+        epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, optimizer=optimizer, weight_decay=weight_decay
+    )
+    settings |= dict(schedule=schedule, warmup=warmup, class_weights=class_weights, early_stopping=early_stopping)
+    settings |= dict(augment=augment, precision=precision)
+    config = _config(model, data, name, settings)
+    folder = _run_folder(name, config)
+    if (folder / "finished.json").is_file():
+        print(f"{folder.name}: this run is complete and is loaded, not repeated.")
+        return load_run(folder, copy.deepcopy(model))
+
+    device = accelerator.device
+    model = copy.deepcopy(model)  # the caller's keeps its first weights, so that the same call finds this run again
+    model.to(device=device, memory_format=torch.channels_last)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = OPTIMIZERS[optimizer](trained, lr=lr, weight_decay=weight_decay)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=3)
+    weights = _class_weights(data.train).to(device) if class_weights else None
+    steps = math.ceil(len(data.train) / batch_size)
+    history = _resume(folder, model, optimizer, plateau, device)
+    network = accelerator.prepare(model)
+    optimizer = accelerator.prepare(optimizer)
+    print(
+        f"{folder.name}: {count_parameters(model, trainable=True):,} trained parameters, {len(data.train)} training "
+        f"images, {device.type} in {precision}" + (f", resumed after epoch {len(history)}" if history else "")
+    )
+    try:
+        for epoch in range(len(history) + 1, epochs + 1):
+            if history and _is_over(history, early_stopping):
+                break
+            start = time.perf_counter()
+            set_seed(seed * 1000 + epoch)  # order and augmentation depend on seed and epoch alone
+            rng, generator = (
+                np.random.default_rng([seed, epoch]),
+                torch.Generator().manual_seed(seed * 1000 + epoch),
+            )
+            sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, images
+            network.train()
+            bar = progress(batches(data.train, batch_size, rng), f"{name} {epoch}/{epochs}")
+            for step, indices in enumerate(bar):
+                if schedule != "plateau":
+                    rate = _rate(lr, schedule, warmup, (epoch - 1) * steps + step, epochs * steps)
+                    optimizer.param_groups[0]["lr"] = rate
+                indices = indices[accelerator.process_index :: accelerator.num_processes]
+                images = to_input(data.train.take(indices), model, device)
+                labels = torch.from_numpy(data.train.labels[indices]).to(device)
+                if augment:
+                    images = augment_mild(images, generator)
+                logits = logits_of(network, images)
+                loss = F.cross_entropy(logits.float(), labels, weights)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(
+                        f"{name}: the loss is {loss.item()} in epoch {epoch}, batch {step + 1}. The checkpoint of "
+                        f"epoch {epoch - 1} is kept in {folder.name}. Try a lower lr than {lr}, or precision='fp32'."
+                    )
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                optimizer.step()
+                sums += _sums(loss.detach() * len(labels), logits, labels)
+                bar.set_postfix(loss=f"{sums[0] / sums[2]:.3f}", accuracy=f"{sums[1] / sums[2]:.3f}")
+            train = accelerator.reduce(sums.to(device, torch.float32)).tolist()
+            val = _validate(network, model, data.val, accelerator, batch_size)
+            if not math.isfinite(val[0]):
+                raise FloatingPointError(
+                    f"{name}: the validation loss is {val[0]} after epoch {epoch}. The checkpoint of epoch {epoch - 1} "
+                    f"is kept in {folder.name}. Try a lower lr than {lr}, or precision='fp32'."
+                )
+            seconds = time.perf_counter() - start
+            row = dict(epoch=epoch, lr=optimizer.param_groups[0]["lr"])
+            row |= dict(train_loss=train[0] / train[2], train_accuracy=train[1] / train[2])
+            row |= dict(val_loss=val[0] / val[2], val_accuracy=val[1] / val[2], seconds=seconds)
+            history.append({**row, "images_per_second": train[2] / seconds})
+            if schedule == "plateau":
+                plateau.step(row["val_loss"])
+            if accelerator.is_main_process:
+                _save(folder, config, model, optimizer, plateau, history)
+            accelerator.wait_for_everyone()
+    except KeyboardInterrupt:
+        print(
+            f"{folder.name}: interrupted in epoch {len(history) + 1}; the same call goes on from epoch {len(history)}."
+        )
+        if not (folder / "history.csv").is_file():  # no epoch is complete
+            raise
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"batch_size: {batch_size} is too large for the memory of this device; try {max(1, batch_size // 2)}."
+        ) from error
+    else:
+        if accelerator.is_main_process:
+            with whole_file(folder / "finished.json") as path:
+                path.write_text(json.dumps({"epochs": len(history)}))
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    return load_run(folder, model)
+
+
+def _check_arguments(
+    data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
+):
+    for argument, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{argument}: {value!r} must be a whole number of at least 1.")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr: {lr!r} must be a positive number.")
+    if not isinstance(seed, int) or not 0 <= seed <= 4_000_000:  # seed * 1000 + epoch is to fit in 32 bits
+        raise ValueError(f"seed: {seed!r} must be a whole number from 0 to 4,000,000.")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay: {weight_decay!r} must be 0 or a positive number.")
+    if early_stopping is not None and early_stopping < 1:
+        raise ValueError(f"early_stopping: {early_stopping!r} must be None or at least 1 epoch.")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup: {warmup!r} must be a share of all steps, from 0 to below 1.")
+    for argument, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
+        if value not in allowed:
+            raise ValueError(f"{argument}: {value!r} is unknown. Allowed: {', '.join(map(repr, allowed))}.")
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name: {name!r} must be a plain folder name, such as 'baseline_cnn'.")
+    for side in ("train", "val"):
+        rows = getattr(data, side).rows
+        if rows.empty:
+            raise ValueError(f"data: {side} is empty.")
+        if wrong := sorted(set(rows.label) - set(CLASSES)):
+            raise ValueError(f"data: label {wrong[0]!r} in {side} is none of the classes {', '.join(CLASSES)}.")
+
+
+def _config(model, data, name, settings):
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    sides = {side: getattr(data, side).fingerprint() for side in ("train", "val", "test")}
+    config = {
+        "name": name,
+        "network": getattr(model, "spec", {"network": type(model).__name__}),
+        "input_mean": model.input_mean,
+        "input_std": model.input_std,
+        "parameters": count_parameters(model),
+        "trained_parameters": count_parameters(model, trainable=True),
+        "initial_weights": digest.hexdigest(),
+        "data": {**data.settings, **sides, "train_images": len(data.train), "val_images": len(data.val)},
+        "settings": settings,
+    }
+    return json.loads(json.dumps(config, default=str))
+
+
+def _run_folder(name, config):
+    """The newest folder of this name if it holds this very run; else the next free one, said aloud."""
+    for number in range(1, 10_000):
+        folder = outputs_dir("runs", name if number == 1 else f"{name}-{number}")
+        if not (folder / "config.json").is_file():
+            break
+        other = json.loads((folder / "config.json").read_text())
+        if other == config:
+            return folder
+        differs = [
+            f"{key} {other['settings'].get(key)} -> {value}"
+            for key, value in config["settings"].items()
+            if other["settings"].get(key) != value
+        ] + [key for key in config if key not in ("settings", "name") and other.get(key) != config[key]]
+        print(f"{folder.name}: another run ({', '.join(differs)}); it is kept.")
+    with whole_file(folder / "config.json") as path:
+        path.write_text(json.dumps(config, indent=1))
+    return folder
+
+
+def _class_weights(split):
+    counts = np.bincount(split.labels, minlength=len(CLASSES)).clip(min=1)
+    return torch.tensor(len(split) / (len(CLASSES) * counts), dtype=torch.float32)
+
+
+def _rate(lr, schedule, warmup, step, steps):
+    """The rate at one step: linear warm-up, then constant or half a cosine to zero."""
+    if step < warmup * steps:
+        return lr * (step + 1) / (warmup * steps)
+    done = (step - warmup * steps) / max(1, steps - warmup * steps)
+    return lr * (0.5 + 0.5 * math.cos(math.pi * done)) if schedule == "cosine" else lr
+
+
+def _is_over(history, patience):
+    losses = [row["val_loss"] for row in history]
+    return patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+
+def _sums(loss, logits, labels):
+    correct = (logits.argmax(dim=1) == labels).sum()
+    return torch.tensor([loss.item(), correct.item(), len(labels)], dtype=torch.float64)
+
+
+@torch.no_grad()
+def _validate(network, model, split, accelerator, batch_size):
+    """Sums of loss, correct answers and images over all of `split`, every image counted once."""
+    network.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    for indices in batches(split, batch_size):
+        indices = indices[accelerator.process_index :: accelerator.num_processes]
+        if len(indices) == 0:
+            continue
+        labels = torch.from_numpy(split.labels[indices]).to(accelerator.device)
+        logits = logits_of(network, to_input(split.take(indices), model, accelerator.device)).float()
+        sums += _sums(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+    return accelerator.reduce(sums.to(accelerator.device, torch.float32)).tolist()
+
+
+def _save(folder, config, model, optimizer, plateau, history):
+    """Best weights, history, then the checkpoint: a kill in between only repeats the epoch, with the same result."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if history[-1]["val_loss"] < min((row["val_loss"] for row in history[:-1]), default=math.inf):
+        with whole_file(folder / "best.safetensors") as path:
+            save_file(state, path, metadata={"epoch": str(len(history))})
+    with whole_file(folder / "history.csv") as path:
+        pd.DataFrame(history).to_csv(path, index=False)
+    last = {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "plateau": plateau.state_dict(),
+        "history": history,
+    }
+    with whole_file(folder / "last.pt") as path:
+        torch.save(last, path)
+
+
+def _resume(folder, model, optimizer, plateau, device):
+    """The history so far; weights, optimizer and schedule are put back as they were."""
+    if not (folder / "last.pt").is_file():
+        return []
+    last = torch.load(folder / "last.pt", map_location=device, weights_only=True)
+    model.load_state_dict(last["model"])
+    optimizer.load_state_dict(last["optimizer"])
+    plateau.load_state_dict(last["plateau"])
+    return last["history"]
+
+
+# ---------------------------------------------------------------- use
+
+
+def load_run(run, model=None):
+    """A run from its name or folder, with the weights that were best on validation.
+
+    Raises FileNotFoundError when there is no such run, or none of its epochs is complete.
+    """
+    folder = run if isinstance(run, Path) else outputs_dir("runs", run)
+    for file in ("config.json", "history.csv", "best.safetensors"):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"run: {folder.name!r} has no {file}. Train it first: run its notebook.")
+    config = json.loads((folder / "config.json").read_text())
+    if model is None:
+        model = build(config["network"], config["input_mean"], config["input_std"])
+    model.load_state_dict(load_file(folder / "best.safetensors"))
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    return Run(folder.name, folder, model.eval(), history, config)
+
+
+def delete_run(name):
+    """Remove a run folder and all that is in it."""
+    shutil.rmtree(outputs_dir("runs", name))
+
+
+@torch.no_grad()
+def predict(model, split, batch_size=64):
+    """The network's answer to each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
+
+    `group`, `mirrored` and `source` of the images stand behind. Raises ValueError for an empty split.
+    """
+    if len(split) == 0:
+        raise ValueError("split: there are no images to predict.")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    parts = [logits_of(model, to_input(split.take(i), model, device)).float() for i in batches(split, batch_size)]
+    model.train(was_training)
+    probabilities = torch.cat(parts).double().softmax(dim=1).cpu().numpy()
+    if not np.isfinite(probabilities).all():
+        raise FloatingPointError("model: its outputs are not finite; its weights are broken. Train it again.")
+    table = split.rows[["file", "label"]].assign(predicted=np.array(CLASSES)[probabilities.argmax(axis=1)])
+    table[[f"p_{name}" for name in CLASSES]] = probabilities
+    extra = [column for column in ("group", "mirrored", "source") if column in split.rows]
+    return pd.concat([table, split.rows[extra]], axis=1)
