@@ -104,9 +104,7 @@ def test_manifest_lists_every_image_once(rows):
     assert set(listed) == files_in(SAMPLE) - {"manifest.csv"}
     assert {row["source"] for row in rows} == {"synthetic"}
     assert all(row["file"].split("/")[0] == row["label"] for row in rows)
-    assert len({(row["patient_id"], row["label"]) for row in rows}) == len(
-        {row["patient_id"] for row in rows}
-    )
+    assert len({(row["patient_id"], row["label"]) for row in rows}) == len({row["patient_id"] for row in rows})
     for label in LABELS:
         patients = Counter(row["patient_id"] for row in rows if row["label"] == label)
         assert len(patients) == 28
@@ -138,9 +136,7 @@ def test_sample_is_small_and_mixed(rows, pictures):
     assert 130 <= min(sides) < 170
     assert 350 < max(sides) <= 400
     for label in LABELS:
-        of_label = [
-            (row, picture) for row, picture in zip(rows, pictures, strict=True) if row["label"] == label
-        ]
+        of_label = [(row, picture) for row, picture in zip(rows, pictures, strict=True) if row["label"] == label]
         assert {picture.mode for _, picture in of_label} == {"L", "RGB", "RGBA", "P"}
         extensions = {row["file"][row["file"].rindex(".") :] for row, _ in of_label}
         assert extensions == {".png", ".jpg", ".jpeg", ".jfif", ".JPG"}
@@ -157,16 +153,13 @@ def test_tone_and_size_do_not_tell_the_class(rows, pictures):
     labels = [row["label"] for row in rows]
     greys = [np.asarray(picture.convert("L"), float) for picture in pictures]
     assert accuracy([(grey.mean(), grey.std()) for grey in greys], labels) < 0.45  # chance 0.33, spread 0.04
-    assert (
-        accuracy([(*p.size, p.width / p.height) for p in pictures], labels) < 0.45
-    )  # chance 0.33, spread 0.04
+    assert accuracy([(*p.size, p.width / p.height) for p in pictures], labels) < 0.45  # chance 0.33, spread 0.04
 
 
 def test_tone_does_not_tell_the_class_of_the_same_patients():
     """Image by image: whatever the label, mean and spread are those of the film."""
     tones = [
-        [(a.mean(), a.std()) for a in (draw_phantom(label, seed, (96, 96))[0] for label in LABELS)]
-        for seed in range(8)
+        [(a.mean(), a.std()) for a in (draw_phantom(label, seed, (96, 96))[0] for label in LABELS)] for seed in range(8)
     ]
     assert np.ptp(tones, axis=1).max() < 1.0  # between the classes
     assert np.ptp(tones, axis=0).min() > 5.0  # between the patients
@@ -205,10 +198,7 @@ def test_masks_are_two_dark_lungs(size):
         assert areas[-2] > 0.3 * mask.sum()  # two large ones ...
         assert areas[-2:].sum() > 0.98 * mask.sum()  # ... and crumbs
         centres = [
-            c
-            for _, c in ndimage.center_of_mass(
-                mask, lungs, 1 + np.argsort(np.bincount(lungs.ravel())[1:])[-2:]
-            )
+            c for _, c in ndimage.center_of_mass(mask, lungs, 1 + np.argsort(np.bincount(lungs.ravel())[1:])[-2:])
         ]
         assert min(centres) < size[1] / 2 < max(centres)
         assert image[mask].mean() < image[~mask].mean() - 30
@@ -225,9 +215,7 @@ def test_a_patient_resembles_himself():
     seeds = range(8)
     thumbs = [
         [
-            np.asarray(Image.fromarray(draw_phantom("normal", s, (96, 96), k)[0]), float)[
-                20:70, 15:80
-            ].ravel()
+            np.asarray(Image.fromarray(draw_phantom("normal", s, (96, 96), k)[0]), float)[20:70, 15:80].ravel()
             for k in (1, 2)
         ]
         for s in seeds

@@ -153,10 +153,9 @@ def fit(
     )
     AcceleratorState._reset_state(reset_partial_state=False)  # a notebook fits many times, at any precision
     precision = choose_precision(precision)
-    try:
-        accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
-    except ValueError as error:
-        raise ValueError(f"precision: {precision!r} is not possible here ({error}) Try 'auto'.") from error
+    accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 without a word
+        raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
     settings = dict(
         epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, optimizer=optimizer, weight_decay=weight_decay
     )

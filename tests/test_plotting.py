@@ -1,0 +1,205 @@
+"""Every figure is drawn without a warning, is returned, and is not left open; a few are read back."""
+
+import inspect
+import warnings
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from test_evaluation import make_predictions, make_run
+
+import xray_utils as xu
+from xray_utils import plotting
+from xray_utils.data import repository_dir
+from xray_utils.evaluation import ORIGINAL
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return xu.audit_images(xu.find_images(repository_dir() / "data" / "sample"))
+
+
+@pytest.fixture(scope="module")
+def split(images):
+    return xu.split_images(images, seed=0)
+
+
+@pytest.fixture(scope="module")
+def data(split, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        return xu.prepare(split, size=32)
+
+
+@pytest.fixture
+def history():
+    return pd.DataFrame(
+        {
+            "epoch": [1, 2, 3, 4],
+            "train_loss": [1.1, 0.8, 0.5, 0.2],
+            "val_loss": [1.0, 0.7, 0.6, 0.9],
+            "train_accuracy": [0.4, 0.6, 0.8, 0.95],
+            "val_accuracy": [0.5, 0.6, 0.7, 0.75],
+        }
+    )
+
+
+@pytest.fixture
+def table():
+    for seed, name in enumerate(ORIGINAL):
+        make_run(xu.outputs_dir("runs", name), name, seed)
+    return xu.compare(xu.load_results(list(ORIGINAL)))
+
+
+def draw(function, *args, **options):
+    """The figure of `function`, painted to the end; a warning is an error, an open figure too."""
+    plt.close("all")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = function(*args, **options)
+        assert isinstance(figure, Figure)
+        figure.canvas.draw()
+    assert plt.get_fignums() == []
+    return figure
+
+
+def texts_of(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+FIGURES = {
+    "plot_examples": lambda f: [f("images")],
+    "plot_class_balance": lambda f: [f("images")],
+    "plot_sizes": lambda f: [f("images")],
+    "plot_colour": lambda f: [f("images")],
+    "plot_mean_images": lambda f: [f("images"), 32],
+    "plot_images_per_patient": lambda f: [f("images")],
+    "plot_preparation": lambda f: [f("images"), f("data")],
+    "plot_mirroring": lambda f: [f("data")],
+    "plot_split": lambda f: [{"grouped": f("split"), "slides": xu.split_images(f("images"), protocol="slides")}],
+    "plot_residual_block": lambda f: [],
+    "plot_patches": lambda f: [f("data").train.take([0])[0], 8],
+    "plot_history": lambda f: [f("history")],
+    "plot_confusion_matrix": lambda f: [make_predictions()],
+    "plot_comparison": lambda f: [f("table")],
+}
+
+
+def test_every_figure_is_listed_here():
+    functions = {
+        name for name, value in vars(plotting).items() if name.startswith("plot_") and inspect.isfunction(value)
+    }
+    assert functions == set(FIGURES)
+    assert all(hasattr(xu, name) for name in functions)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_without_warning_and_closed(name, request, tmp_path):
+    figure = draw(getattr(plotting, name), *FIGURES[name](request.getfixturevalue))
+    assert any(axes.has_data() or axes.patches for axes in figure.axes), "nothing is drawn"
+    figure.savefig(tmp_path / "figure.png")
+    pixels = plt.imread(tmp_path / "figure.png")
+    assert pixels.std() > 0.01
+
+
+def test_an_error_leaves_no_figure_open(images):
+    plt.close("all")
+    with pytest.raises(AttributeError):
+        xu.plot_sizes(images.drop(columns="width"))
+    assert plt.get_fignums() == []
+
+
+def test_the_style_stays_within_the_figure(history):
+    before = dict(plt.rcParams)
+    draw(xu.plot_history, history)
+    assert dict(plt.rcParams) == before
+
+
+def test_class_balance_counts_images_and_patients(images):
+    texts = texts_of(draw(xu.plot_class_balance, images))
+    for _, rows in images.groupby("label"):
+        assert f"{len(rows)}\nimages" in texts and f"{rows.group.nunique()}\npatients" in texts
+
+
+def test_examples_repeat_with_their_seed_and_show_the_size_on_disk(images):
+    first, again, other = (texts_of(draw(xu.plot_examples, images, 2, seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    sizes = {f"{row.width} x {row.height}" for row in images.itertuples()}
+    assert len(first) == 3 * 3 and set(first) <= sizes | set(xu.CLASSES)
+
+
+def test_split_shows_the_counts_of_each_side(split):
+    axes = draw(xu.plot_split, {"grouped": split}).axes[0]
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert heights == xu.count_split(split).loc[list(xu.CLASSES), ["train", "val", "test"]].to_numpy().tolist()
+
+
+def test_confusion_matrix_shows_numbers_and_shares():
+    table = make_predictions()
+    cells = [text for text in texts_of(draw(xu.plot_confusion_matrix, table)) if "\n" in text]
+    counts = pd.crosstab(table.label, table.predicted).reindex(index=xu.CLASSES, columns=xu.CLASSES, fill_value=0)
+    wanted = [f"{n}\n{n / row.sum():.0%}" for row in counts.to_numpy() for n in row]
+    assert cells == wanted and sum(int(cell.split("\n")[0]) for cell in cells) == len(table)
+
+
+def test_confusion_matrix_without_images_of_a_class():
+    table = make_predictions()
+    cells = texts_of(draw(xu.plot_confusion_matrix, table[table.label.ne("virus")]))
+    assert [cell for cell in cells if "\n" in cell][6:] == ["0\n0%"] * 3
+
+
+def test_history_marks_the_epoch_with_the_lowest_validation_loss(history):
+    for axes, height in zip(draw(xu.plot_history, history).axes, (0.6, 0.7), strict=True):
+        marks = [line for line in axes.lines if line.get_markersize() == 10]
+        assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marks] == [(3, height)]
+
+
+def test_history_of_several_runs_names_each(history):
+    figure = draw(xu.plot_history, {"one": history, "two": history[:2]})
+    assert [text for text in texts_of(figure) if text in ("one", "two")] == ["one", "two"]
+    assert len(figure.axes[0].lines) == 6
+
+
+def test_patches_are_the_pieces_of_the_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    figure = draw(xu.plot_patches, pixels, 16)
+    whole, cut = (axes.images[0].get_array() for axes in figure.axes)
+    assert np.array_equal(whole, pixels)
+    assert np.array_equal(cut[18:34, :16], pixels[16:, :16])
+    assert "2 x 2 = 4 patches of 16 x 16" in texts_of(figure)
+
+
+@pytest.mark.parametrize("patch_size", [5, 33])
+def test_patches_that_do_not_fit_are_refused(patch_size):
+    with pytest.raises(ValueError, match=f"patch_size: {patch_size} does not divide 32x32"):
+        xu.plot_patches(np.zeros((32, 32, 3), np.uint8), patch_size)
+
+
+def test_mirroring_shows_twins(data):
+    left, right = (axes.images[0].get_array() for axes in draw(xu.plot_mirroring, data).axes)
+    assert np.array_equal(left, right[:, ::-1]) and not np.array_equal(left, right)
+
+
+def test_mirroring_without_twins_is_refused(images):
+    unmirrored = xu.prepare(xu.split_images(images, mirror=False), size=8)
+    with pytest.raises(ValueError, match="data: no training image has its mirrored row"):
+        xu.plot_mirroring(unmirrored)
+
+
+def test_preparation_shows_the_prepared_pixels(images, data):
+    figure = draw(xu.plot_preparation, images, data, count=2)
+    assert texts_of(figure).count("32 x 32 x 3") == 2
+    assert figure.axes[2].images[0].get_array().shape == (32, 32, 3)
+
+
+def test_comparison_shows_ours_and_the_original(table):
+    axes = draw(xu.plot_comparison, table).axes[0]
+    drawn = {marker: [line.get_xdata()[0] for line in axes.lines if line.get_marker() == marker] for marker in "oD"}
+    assert drawn["o"] == table.accuracy.to_list()
+    assert drawn["D"] == [0.89, 0.97, 0.90]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(ORIGINAL)

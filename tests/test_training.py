@@ -1,0 +1,760 @@
+"""The training loop: what it counts, that it repeats and resumes bit for bit, and what it says when it cannot."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+import xray_utils as xu
+from xray_utils import training
+from xray_utils.data import PreparedData, Split, repository_dir
+
+torch.set_num_threads(1)
+CLOCK = ["seconds", "images_per_second"]
+LABELS = {"train": (9, 7, 5), "val": (4, 3, 3), "test": (3, 3, 3)}  # 21 images: no whole number of batches of 8
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """The bit-for-bit promises are those of one processor; on a GPU some sums have no fixed order."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+# ---------------------------------------------------------------- small data, small networks
+
+
+def make_split(counts, seed, size=8):
+    """Noise that is brighter from class to class; every third row is mirrored."""
+    label = np.repeat(np.arange(3), counts)
+    rng = np.random.default_rng(seed)
+    pixels = np.clip(rng.normal(70 + 50 * label[:, None, None, None], 60, (len(label), size, size, 3)), 0, 255)
+    rows = pd.DataFrame(
+        {
+            "file": [f"{seed}-{i}.png" for i in range(len(label))],
+            "label": np.array(xu.CLASSES)[label],
+            "group": [f"patient {i // 2}" for i in range(len(label))],
+            "mirrored": np.arange(len(label)) % 3 == 0,
+            "source": "noise",
+        }
+    )
+    return Split(rows, pixels.astype(np.uint8), np.arange(len(label)))
+
+
+def make_data(seed=0, size=8, **counts):
+    sides = {side: make_split(n, 10 * seed + i, size) for i, (side, n) in enumerate({**LABELS, **counts}.items())}
+    return PreparedData(**sides, settings={"protocol": "grouped", "seed": seed, "mirror": True, "size": size})
+
+
+@pytest.fixture
+def data():
+    return make_data()
+
+
+def linear(seed=0, size=8):
+    """A network without state but its weights: what it answers does not depend on the batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, 3))
+    model.input_mean, model.input_std = [0.4, 0.5, 0.6], [0.5, 0.25, 0.2]
+    return model
+
+
+def blind():
+    """A network that sees next to nothing, so that its loss stays at ln 3 at any rate."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3, bias=False))
+    nn.init.zeros_(model[1].weight)
+    model.input_mean, model.input_std = [0.5] * 3, [1e9] * 3
+    return model
+
+
+def tiny_vit(folder):
+    import transformers
+
+    config = transformers.ViTConfig(
+        image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return xu.vit(weights=folder)
+
+
+def fit(model, data, name="run", **options):
+    return training.fit(model, data, name, **{"epochs": 3, "batch_size": 8, "precision": "fp32", **options})
+
+
+def logits_by_hand(model, split):
+    """Logits of the rows of `split` in order, each image alone, without any function of the package."""
+    with torch.no_grad():
+        images = []
+        for i in range(len(split)):
+            image = split.pixels[split.positions[i]].astype(np.float64) / 255
+            image = image[:, ::-1] if split.rows.mirrored[i] else image
+            images.append((image - model.input_mean) / model.input_std)
+        images = torch.tensor(np.array(images), dtype=torch.float32).permute(0, 3, 1, 2)
+        output = [model.eval()(image[None]) for image in images]
+        return torch.cat([getattr(o, "logits", o) for o in output])
+
+
+def labels_of(split):
+    return torch.tensor([xu.CLASSES.index(label) for label in split.rows.label])
+
+
+def loss_by_hand(model, split):
+    return F.cross_entropy(logits_by_hand(model, split), labels_of(split)).item()
+
+
+def same_history(one, other):
+    return one.drop(columns=CLOCK).equals(other.drop(columns=CLOCK))
+
+
+def same_weights(one, other):
+    one, other = (m.state_dict() if isinstance(m, nn.Module) else m for m in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def checkpoint(run, name="last.pt"):
+    return torch.load(run.folder / name, weights_only=True)
+
+
+# ---------------------------------------------------------------- batches and input
+
+
+def test_batches_hold_each_index_once(data):
+    plain = training.batches(data.train, 8)
+    assert [len(b) for b in plain] == [8, 8, 5] and np.array_equal(np.concatenate(plain), np.arange(21))
+    mixed = np.concatenate(training.batches(data.train, 8, np.random.default_rng(0)))
+    assert sorted(mixed) == list(range(21)) and list(mixed) != list(range(21))
+
+
+def test_mirrored_rows_are_mirrored_in_their_batch(data):
+    before = data.train.pixels.copy()
+    batch = data.train.take(np.array([1, 3, 2, 6]))
+    pixels = data.train.pixels
+    for image, wanted in zip(batch, [pixels[1], pixels[3][:, ::-1], pixels[2], pixels[6][:, ::-1]], strict=True):
+        assert np.array_equal(image, wanted)
+    assert np.array_equal(pixels, before), "the pixels themselves were changed"
+
+
+def test_input_is_normalised_channel_by_channel(data):
+    model, pixels = linear(), data.train.take(np.arange(4))
+    images = training.to_input(pixels, model, "cpu")
+    wanted = (pixels / 255 - model.input_mean) / model.input_std
+    assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32
+    assert np.allclose(images.permute(0, 2, 3, 1), wanted, atol=1e-5)
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+def blob(n, x, y, size=65):
+    """A smooth spot at (x, y) in -1..1 on [n, 3, size, size], and the coordinates of the pixels."""
+    axis = torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
+    spot = torch.exp(-((axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2) / (2 * 0.06**2))
+    return spot.expand(n, 3, size, size).clone(), axis
+
+
+def centres(images, axis):
+    weight = images[:, 0] - images[:, 0].amin(dim=(1, 2), keepdim=True)
+    total = weight.sum(dim=(1, 2))
+    return torch.stack([(weight.sum(1) * axis).sum(1) / total, (weight.sum(2) * axis).sum(1) / total], 1)
+
+
+def test_augmentation_repeats_with_its_generator():
+    images = torch.rand(5, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    kept = images.clone()
+    torch.manual_seed(1)
+    one = training.augment_mild(images, torch.Generator().manual_seed(3))
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    two = training.augment_mild(images, torch.Generator().manual_seed(3))
+    assert torch.equal(one, two) and one.shape == images.shape and one.dtype == images.dtype
+    assert torch.equal(images, kept) and torch.equal(state, torch.random.get_rng_state())
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(training.augment_mild(images, generator), one)
+    assert not torch.equal(training.augment_mild(images, generator), one), "each batch is to differ"
+    assert not torch.equal(one[0], one[1])
+
+
+def test_augmentation_changes_brightness_and_contrast_mildly():
+    flat = torch.ones(1000, 3, 8, 8)
+    level = {c: training.augment_mild(c * flat, torch.Generator().manual_seed(0)).mean(dim=(1, 2, 3)) for c in (0, 1)}
+    for change in (level[0], level[1] - level[0] - 1):  # brightness, contrast: uniform in -0.1..0.1
+        assert abs(change.mean()) < 4 * 0.1 / math.sqrt(3 * 1000)
+        assert 0.095 < change.abs().max() <= 0.1 + 1e-6
+        assert change.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.1)
+
+
+def test_augmentation_moves_and_turns_mildly_and_mirrors_half():
+    middle, axis = blob(400, 0, 0)
+    above, _ = blob(400, 0, -0.5)
+    right, _ = blob(400, 0.5, 0)
+    c, a, r = (
+        centres(training.augment_mild(i, torch.Generator().manual_seed(5)), axis) for i in (middle, above, right)
+    )
+    shift, turn10 = c / 2, math.radians(10)  # from half image widths to image widths
+    assert (
+        shift.abs().max() < 0.05 * 1.1 * (math.cos(turn10) + math.sin(turn10))
+        and (shift.mean(0).abs() < 4 * 0.03 / math.sqrt(400)).all()
+    )
+    assert (shift.abs().amax(0) > 0.04).all(), "no shift to speak of"
+    up, side = a - c, r - c
+    turn = torch.rad2deg(torch.atan2(up[:, 0], -up[:, 1]))
+    assert 9 < turn.abs().max() < 10.5 and abs(turn.mean()) < 4 * 5.8 / math.sqrt(400)
+    zoom = up.norm(dim=1) / 0.5
+    assert 1 / 1.12 < zoom.min() < 0.93 and 1.08 < zoom.max() < 1.13
+    mirrored = (side[:, 0] < 0).sum().item()
+    assert abs(mirrored - 200) < 4 * math.sqrt(400) / 2
+
+
+def test_training_uses_augmentation_when_asked(data):
+    plain, augmented = fit(linear(), data, "plain"), fit(linear(), data, "augmented", augment=True)
+    assert not same_weights(plain.model, augmented.model)
+    kept = fit(linear(), data, "still", epochs=1, lr=1e-12, augment=True)
+    assert kept.history.val_loss[0] == pytest.approx(loss_by_hand(linear(), data.val), rel=1e-6), "val is not to change"
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_precision_as_asked_or_named():
+    assert [training.choose_precision(p) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    with pytest.raises(ValueError, match="precision: 'fp8' is unknown. Allowed: 'auto', 'fp32', 'bf16', 'fp16'"):
+        training.choose_precision("fp8")
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_on_a_processor(native, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
+    assert training.choose_precision() == training.choose_precision("auto", "cpu") == wanted
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_automatic_precision_on_a_gpu(capability, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert training.choose_precision() == wanted
+
+
+def test_a_precision_that_this_device_lacks_is_named(data):
+    with pytest.raises(ValueError, match="precision: 'fp16' is not possible without a GPU"):
+        fit(linear(), data, precision="fp16")
+    assert not xu.outputs_dir("runs", "run").exists()
+
+
+def test_bf16_is_close_to_fp32_and_leaves_a_plain_network(data):
+    full, mixed = fit(linear(), data, "full"), fit(linear(), data, "mixed", precision="bf16")
+    assert np.allclose(mixed.history.val_loss, full.history.val_loss, rtol=0.05)
+    assert not same_history(full.history, mixed.history), "nothing was done in bf16"
+    assert all(p.dtype == torch.float32 for p in mixed.model.parameters())
+    assert loss_by_hand(mixed.model, data.val) == pytest.approx(
+        loss_by_hand(models_with(mixed.folder / "best.safetensors"), data.val), rel=1e-6
+    )
+
+
+def models_with(file):
+    model = linear()
+    model.load_state_dict(load_file(file))
+    return model
+
+
+# ---------------------------------------------------------------- history: every image once
+
+
+def test_history_has_a_row_an_epoch(data):
+    run = fit(linear(), data)
+    columns = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", *CLOCK]
+    assert list(run.history.columns) == columns and run.history.epoch.to_list() == [1, 2, 3]
+    assert np.allclose(run.history.images_per_second * run.history.seconds, 21)
+    assert list(pd.read_csv(run.folder / "history.csv").columns) == columns
+    assert {f.name for f in run.folder.iterdir()} == {
+        *("config.json", "history.csv", "last.pt", "best.safetensors", "finished.json")
+    }
+
+
+@pytest.mark.parametrize("batch_size", [8, 20, 64])
+def test_train_loss_and_accuracy_are_per_image(batch_size, data):
+    run = fit(linear(), data, epochs=1, lr=1e-12, batch_size=batch_size)  # the weights stay as they are
+    logits, labels = logits_by_hand(linear(), data.train), labels_of(data.train)
+    assert run.history.train_loss[0] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert run.history.train_accuracy[0] == pytest.approx((logits.argmax(1) == labels).double().mean().item(), abs=1e-7)
+
+
+@pytest.mark.parametrize("make", [linear, xu.baseline_cnn])
+def test_validation_is_per_image_with_the_weights_of_the_epoch(make, data, monkeypatch):
+    after, save = [], training._save
+
+    def remember(folder, config, model, *others):
+        save(folder, config, model, *others)
+        after.append(torch.load(folder / "last.pt", weights_only=True)["model"])
+
+    monkeypatch.setattr(training, "_save", remember)
+    run = fit(make(), data, batch_size=7, lr=0.01)  # 10 validation images: batches of 7 and 3
+    assert len(after) == 3
+    for row, state in zip(run.history.itertuples(), after, strict=True):
+        model = make()
+        model.load_state_dict(state)
+        assert row.val_loss == pytest.approx(loss_by_hand(model, data.val), rel=1e-5)
+        right = logits_by_hand(model, data.val).argmax(1) == labels_of(data.val)
+        assert row.val_accuracy == pytest.approx(right.double().mean().item(), abs=1e-7)
+
+
+def test_the_weights_best_on_validation_are_returned(data):
+    run = fit(linear(), make_data(train=(2, 2, 2)), epochs=40, lr=0.01, schedule="constant")  # overfits six images
+    best = run.history.val_loss.idxmin()
+    assert 0 < best < 39, "the best epoch is to lie in between, or the test proves nothing"
+    assert run.best_epoch == best + 1
+    assert loss_by_hand(run.model, data.val) == pytest.approx(run.history.val_loss[best], rel=1e-5)
+    table = xu.predict(run.model, data.val)
+    chosen = table[[f"p_{name}" for name in xu.CLASSES]].to_numpy()[np.arange(10), labels_of(data.val)]
+    assert -np.log(chosen).mean() == pytest.approx(run.history.val_loss.min(), rel=1e-5)
+    assert not same_weights(run.model, checkpoint(run)["model"])
+    assert not run.model.training
+
+
+def test_the_network_of_the_caller_stays_as_it_was(data):
+    model = linear()
+    run = fit(model, data)
+    assert same_weights(model, linear()) and not same_weights(run.model, model)
+
+
+# ---------------------------------------------------------------- the same again
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": True, "schedule": "cosine", "class_weights": True}])
+def test_the_same_seed_gives_the_same_history(options, data):
+    torch.manual_seed(1)
+    one = fit(xu.baseline_cnn(), data, "one", **options)
+    torch.manual_seed(2)
+    np.random.default_rng(2)
+    two = fit(xu.baseline_cnn(), data, "two", **options)
+    assert same_history(one.history, two.history) and same_weights(one.model, two.model)
+    other = fit(xu.baseline_cnn(), data, "other", seed=1, **options)
+    assert not same_history(one.history, other.history)
+
+
+class PowerCut(Exception):
+    pass
+
+
+def fail_at(monkeypatch, call, error, function="logits_of"):
+    """Let the `call`-th call of a function of the loop raise `error`; later calls work again."""
+    original, count = getattr(training, function), itertools.count(1)
+
+    def sometimes(*args):
+        if next(count) == call:
+            raise error
+        return original(*args)
+
+    monkeypatch.setattr(training, function, sometimes)
+
+
+RESUMED = {
+    "plateau": (blind, dict(lr=0.1, epochs=7)),  # no gain: the rate is to fall after epoch 5
+    "cosine": (linear, dict(lr=0.01, schedule="cosine", warmup=0.3, epochs=5)),
+    "augmented": (xu.baseline_cnn, dict(lr=0.01, augment=True, optimizer="adamw", weight_decay=0.1, epochs=5)),
+    "early stopping": (linear, dict(lr=1e-12, early_stopping=4, epochs=9)),
+}
+
+
+@pytest.mark.parametrize("error", [PowerCut, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [7, 18], ids=["in epoch 2", "in epoch 4"])  # an epoch: 3 training and 2 val batches
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_killed_run_goes_on_to_the_same_end(case, call, error, data, monkeypatch, capsys):
+    make, options = RESUMED[case]
+    whole = fit(make(), data, "whole", **options)
+    model = make()
+    with monkeypatch.context() as patch:
+        fail_at(patch, call, error)
+        if error is KeyboardInterrupt:  # stopped by hand: what there is so far comes back
+            part = fit(model, data, "killed", **options)
+            assert len(part.history) == call // 5 and "interrupted in epoch" in capsys.readouterr().out
+        else:
+            with pytest.raises(PowerCut):
+                fit(model, data, "killed", **options)
+    assert not xu.outputs_dir("runs", "killed", "finished.json").exists()
+    resumed = fit(model, data, "killed", **options)  # the same call, as when the same cell is run again
+    assert f"resumed after epoch {call // 5}" in capsys.readouterr().out
+    assert resumed.folder.name == "killed"
+    assert same_history(whole.history, resumed.history) and same_weights(whole.model, resumed.model)
+    one, two = checkpoint(whole), checkpoint(resumed)
+    assert same_weights(one["model"], two["model"]) and one["plateau"] == two["plateau"]
+    assert str(one["optimizer"]) == str(two["optimizer"])
+
+
+@pytest.mark.parametrize("file", ["history.csv", "best.safetensors", "last.pt", "finished.json"])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_kill_before_any_file_is_written_is_mended(file, epoch, data, monkeypatch):
+    whole, write = fit(linear(), data, "whole", lr=0.01), training.whole_file
+    seen = itertools.count(1)
+
+    def cut(path):
+        if path.name == file and next(seen) == (1 if file == "finished.json" else epoch):
+            raise PowerCut
+        return write(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "whole_file", cut)
+        with pytest.raises(PowerCut):
+            fit(linear(), data, "killed", lr=0.01)
+    resumed = fit(linear(), data, "killed", lr=0.01)
+    assert same_history(whole.history, resumed.history) and same_weights(whole.model, resumed.model)
+    assert (resumed.folder / "finished.json").is_file()
+
+
+@pytest.mark.parametrize("call", [2, 5])
+def test_interrupted_in_the_first_epoch_there_is_no_run(call, data, monkeypatch):
+    fail_at(monkeypatch, call, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(linear(), data)
+    with pytest.raises(FileNotFoundError, match="run: 'run' has no history.csv"):
+        xu.load_run("run")
+
+
+def test_a_finished_run_is_loaded_not_repeated(data, monkeypatch, capsys):
+    model = linear()
+    first = fit(model, data)
+    capsys.readouterr()
+    monkeypatch.setattr(training, "logits_of", None)  # a training step would fail
+    again = fit(model, data)
+    assert capsys.readouterr().out == "run: this run is complete and is loaded, not repeated.\n"
+    assert first.history.equals(again.history) and same_weights(first.model, again.model)
+    assert again.folder == first.folder == xu.outputs_dir("runs", "run")
+
+
+CHANGES = {
+    "lr": (lambda: (linear(), make_data(), {"lr": 0.002}), "lr 0.001 -> 0.002"),
+    "augment": (lambda: (linear(), make_data(), {"augment": True}), "augment False -> True"),
+    "data": (lambda: (linear(), make_data(seed=1), {}), "data"),
+    "weights": (lambda: (linear(seed=1), make_data(), {}), "initial_weights"),
+    "statistics": (lambda: (with_other_mean(), make_data(), {}), "input_mean"),
+}
+
+
+def with_other_mean():
+    model = linear()
+    model.input_mean = [0.5] * 3
+    return model
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_changed_run_gets_a_new_folder(what, capsys):
+    first = fit(linear(), make_data())
+    before = {file.name: file.read_bytes() for file in first.folder.iterdir()}
+    change, said = CHANGES[what]
+    model, data, options = change()
+    capsys.readouterr()
+    second = fit(model, data, **options)
+    assert second.folder == xu.outputs_dir("runs", "run-2") and second.name == "run-2"
+    assert f"run: another run ({said}); it is kept.\n" in capsys.readouterr().out
+    assert {file.name: file.read_bytes() for file in first.folder.iterdir()} == before
+    assert fit(model, data, **options).folder == second.folder, "the third call is the second again"
+    assert fit(linear(), make_data()).folder == first.folder
+
+
+def test_one_changed_pixel_is_other_data(data):
+    fit(linear(), data)
+    data.test.pixels[0, 0, 0, 0] ^= 1
+    assert fit(linear(), data).folder.name == "run-2"
+
+
+# ---------------------------------------------------------------- rates, weights, stopping
+
+
+def test_plateau_lowers_the_rate_after_three_epochs_without_gain(data):
+    run = fit(blind(), data, lr=0.1, epochs=10)
+    assert np.allclose(run.history.lr, 0.1 * np.array([1] * 5 + [0.3] * 4 + [0.09]))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_rate_at_every_step(schedule):
+    rates = [training._rate(0.5, schedule, 0.2, step, 100) for step in range(100)]
+    assert np.allclose(rates[:20], 0.5 * np.arange(1, 21) / 20)  # a straight line up, the full rate after 20 steps
+    after = 0.5 * (1 + np.cos(np.pi * np.arange(80) / 80)) / 2 if schedule == "cosine" else np.full(80, 0.5)
+    assert np.allclose(rates[20:], after)
+    assert training._rate(0.5, schedule, 0.0, 0, 100) == 0.5
+
+
+@pytest.mark.parametrize(("schedule", "wanted"), [("constant", [0.1] * 4), ("cosine", None)])
+def test_history_holds_the_rate_of_the_last_step(schedule, wanted, data):
+    run = fit(linear(), data, lr=0.1, epochs=4, schedule=schedule)  # 3 steps an epoch
+    wanted = wanted or [0.05 * (1 + math.cos(math.pi * step / 12)) for step in (2, 5, 8, 11)]
+    assert np.allclose(run.history.lr, wanted)
+
+
+def test_warm_up_slows_the_first_steps(data):
+    def moved(name, **options):
+        run = fit(linear(), data, name, lr=1e-3, epochs=1, schedule="constant", **options)
+        return (run.model[1].weight - linear()[1].weight).abs().max().item()
+
+    # Adam moves a weight by about its rate a step: 3 steps of 1e-3, or 1/3 of that rate for the first, and so on
+    assert moved("cold") == pytest.approx(3e-3, rel=0.1)
+    assert moved("warm", warmup=0.99) == pytest.approx((1 + 2 + 3) / 2.97 * 1e-3, rel=0.1)
+
+
+def test_early_stopping_stops(data):
+    run = fit(linear(), data, lr=1e-12, epochs=10, early_stopping=2)
+    assert len(run.history) == 3 and run.best_epoch == 1
+    assert json.loads((run.folder / "finished.json").read_text()) == {"epochs": 3}
+    patient = fit(linear(), data, "gains", lr=1e-3, epochs=6, early_stopping=2)
+    assert patient.history.val_loss.is_monotonic_decreasing and len(patient.history) == 6
+
+
+def test_class_weights_are_inverse_frequencies(data):
+    weights = training._class_weights(data.train)
+    assert weights.tolist() == pytest.approx([21 / (3 * n) for n in LABELS["train"]])
+    assert (weights * torch.tensor(LABELS["train"])).sum() == pytest.approx(21)  # of mean 1 over the images
+
+
+def test_class_weights_change_the_loss_of_training_alone(data):
+    options = dict(epochs=1, lr=1e-12, batch_size=21)
+    plain, weighted = fit(linear(), data, "plain", **options), fit(linear(), data, "w", class_weights=True, **options)
+    logits, weights = logits_by_hand(linear(), data.train), torch.tensor([21 / 27, 21 / 21, 21 / 15])
+    wanted = F.cross_entropy(logits, labels_of(data.train), weights).item()
+    assert weighted.history.train_loss[0] == pytest.approx(wanted, rel=1e-6)
+    assert abs(wanted - plain.history.train_loss[0]) > 1e-3
+    assert weighted.history.val_loss[0] == plain.history.val_loss[0]
+
+
+# ---------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(("call", "place"), [(7, "epoch 2, batch 2"), (9, "validation loss is nan after epoch 2")])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(call, place, data, monkeypatch):
+    whole, seen, count, model = fit(linear(), data, "whole"), [], itertools.count(1), linear()
+    plain = training.logits_of
+
+    def broken(network, images):
+        seen.append(network)
+        return plain(network, images) * (math.nan if next(count) == call else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "logits_of", broken)
+        with pytest.raises(FloatingPointError, match=f"{place}.*checkpoint of.*epoch 1 .*is kept.*lower lr than 0.001"):
+            fit(model, data)
+    folder = xu.outputs_dir("runs", "run")
+    assert [row["epoch"] for row in torch.load(folder / "last.pt", weights_only=True)["history"]] == [1]
+    assert not (folder / "finished.json").exists()
+    assert same_weights(model, linear())
+    assert same_history(fit(model, data).history, whole.history)
+
+
+def test_a_rate_much_too_high_is_caught_by_itself(data):
+    with pytest.raises(FloatingPointError, match="run: the (validation )?loss is (nan|inf)"):
+        fit(linear(), data, lr=1e36)
+
+
+def test_after_an_error_no_network_is_left_wrapped(data, monkeypatch):
+    seen, plain = [], training.logits_of
+
+    def broken(network, images):
+        seen.append(network)
+        return plain(network, images) * math.nan
+
+    model = linear()
+    monkeypatch.setattr(training, "logits_of", broken)
+    with pytest.raises(FloatingPointError):
+        fit(model, data, precision="bf16")
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for network in (model, seen[0]):
+            wanted = F.linear(images.flatten(1), network[1].weight, network[1].bias)
+            assert torch.equal(network(images), wanted), "the network still computes in bf16"
+
+
+def test_too_little_memory_says_which_batch_size_to_try(data, monkeypatch):
+    fail_at(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError, match="batch_size: 8 is too large .* try 4"):
+        fit(linear(), data)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *[("epochs", value) for value in (0, -1, 2.5, "3")],
+        *[("batch_size", value) for value in (0, -8, 8.0, None)],
+        *[("lr", value) for value in (0, -0.1, math.nan, math.inf)],
+        *[("seed", value) for value in (-1, 1.5, "0", 5_000_000)],
+        *[("weight_decay", value) for value in (-0.1, math.nan, math.inf)],
+        *[("early_stopping", value) for value in (0, -2)],
+        *[("warmup", value) for value in (-0.1, 1, 2, math.nan)],
+        *[("optimizer", value) for value in ("sgd", "Adam", None)],
+        *[("schedule", value) for value in ("linear", None)],
+        *[("precision", value) for value in ("fp8", "float32")],
+        *[("name", value) for value in ("", "a/b", "../up", "/root", ".", "..", ".hidden")],
+    ],
+)
+def test_bad_arguments_are_named(argument, value, data):
+    options = {"name": "run", argument: value}
+    with pytest.raises(ValueError) as caught:
+        fit(linear(), data, **options)
+    assert str(caught.value).startswith(f"{argument}: {value!r} ")
+    assert not xu.outputs_dir("runs").exists(), "a refused call is to leave nothing behind"
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_bad_data_is_named(side, data):
+    split = getattr(data, side)
+    split.rows.loc[2, "label"] = "flu"
+    with pytest.raises(ValueError, match=f"data: label 'flu' in {side} is none of the classes covid, normal, virus"):
+        fit(linear(), data)
+    split.rows = split.rows[:0]
+    with pytest.raises(ValueError, match=f"data: {side} is empty"):
+        fit(linear(), data)
+
+
+# ---------------------------------------------------------------- use
+
+
+@pytest.mark.parametrize("network", ["baseline_cnn", "vit"])
+def test_a_run_is_loaded_by_its_name_alone(network, tmp_path):
+    data = make_data(size=32, train=(2, 2, 2), val=(1, 1, 1))
+    run = fit(tiny_vit(tmp_path) if network == "vit" else xu.baseline_cnn(), data, epochs=1)
+    again = xu.load_run("run")
+    assert (again.name, again.folder, again.config) == (run.name, run.folder, run.config)
+    assert again.history.equals(run.history) and not again.model.training
+    pd.testing.assert_frame_equal(xu.predict(again.model, data.test), xu.predict(run.model, data.test))
+
+
+def test_a_run_that_is_not_there_is_named(data):
+    with pytest.raises(FileNotFoundError, match="run: 'nothing' has no config.json. Train it first"):
+        xu.load_run("nothing")
+    fit(linear(), data)
+    training.delete_run("run")
+    assert not xu.outputs_dir("runs", "run").exists()
+
+
+def test_predictions_keep_the_rows(data):
+    model = linear()
+    table = xu.predict(model, data.test)
+    probabilities = [f"p_{name}" for name in xu.CLASSES]
+    assert list(table.columns) == ["file", "label", "predicted", *probabilities, "group", "mirrored", "source"]
+    for column in ("file", "label", "group", "mirrored", "source"):
+        assert table[column].to_list() == data.test.rows[column].to_list()
+    assert np.allclose(table[probabilities].sum(axis=1), 1, atol=1e-12)
+    assert np.allclose(table[probabilities], logits_by_hand(model, data.test).softmax(1), atol=1e-5)
+    assert table.predicted.to_list() == [xu.CLASSES[i] for i in table[probabilities].to_numpy().argmax(1)]
+    assert table.predicted.nunique() > 1, "a constant answer would prove nothing"
+
+
+def test_predictions_without_extra_columns(data):
+    data.test.rows = data.test.rows.drop(columns=["group", "source"])
+    assert list(xu.predict(linear(), data.test).columns)[-1] == "mirrored"
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_predictions_do_not_depend_on_batches_or_mode(training_mode, data):
+    model = xu.baseline_cnn()
+    model(torch.randn(8, 3, 8, 8))  # running statistics unlike those of a batch
+    model.train(training_mode)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    tables = [xu.predict(model, data.train, batch_size=n) for n in (1, 8, 64)]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=False, atol=1e-5, rtol=0)
+    wanted = logits_by_hand(xu_with(before), data.train).softmax(1)
+    assert np.allclose(tables[0][[f"p_{name}" for name in xu.CLASSES]], wanted, atol=1e-5)
+    assert model.training is training_mode and same_weights(model, before)
+
+
+def xu_with(state):
+    model = xu.baseline_cnn()
+    model.load_state_dict(state)
+    return model
+
+
+def test_predicting_nothing_or_with_broken_weights_is_refused(data):
+    model = linear().train()
+    with torch.no_grad():
+        model[1].weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="model: its outputs are not finite"):
+        xu.predict(model, data.test)
+    assert model.training
+    data.test.rows = data.test.rows[:0]
+    with pytest.raises(ValueError, match="split: there are no images to predict"):
+        xu.predict(linear(), data.test)
+
+
+# ---------------------------------------------------------------- does it learn, and only what is there?
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """A function from a table with the columns `split` and `mirrored` to prepared phantoms, kept for the module."""
+    folder = tmp_path_factory.mktemp("outputs")
+
+    def prepare(images, size):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XRAY_OUTPUTS", str(folder))
+            return xu.prepare(images, size=size)
+
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def images():
+    return xu.audit_images(xu.find_images(repository_dir() / "data" / "sample"))
+
+
+@pytest.mark.parametrize("network", ["baseline_cnn", "resnet18", "vit"])
+def test_each_network_can_overfit_ten_phantoms(network, images, phantoms, tmp_path):
+    wanted = {"covid": 4, "normal": 3, "virus": 3}
+    ten = pd.concat([images[images.label.eq(name)].drop_duplicates("group")[:n] for name, n in wanted.items()])
+    ten = ten.assign(mirrored=False)
+    table = pd.concat([ten.assign(split=side) for side in ["train"] * 8 + ["val", "test"]])  # eight steps an epoch
+    table.attrs = images.attrs
+    data = phantoms(table, 32)
+    make, options = {
+        "baseline_cnn": (xu.baseline_cnn, dict(lr=0.02, epochs=15)),
+        "resnet18": (xu.resnet18, dict(lr=1e-3, epochs=4)),
+        "vit": (lambda: tiny_vit(tmp_path), dict(lr=1e-3, epochs=30)),
+    }[network]
+    model = make()
+    run = fit(model, data, batch_size=10, schedule="cosine", **options)
+    before, after = xu.predict(model, data.train), xu.predict(run.model, data.train)
+    assert after.file.nunique() == 10 and after.label.nunique() == 3
+    assert (after.label == after.predicted).mean() == 1 > (before.label == before.predicted).mean()
+
+
+def accuracy_on_held_out_groups(images, prepare):
+    """Three folds of whole groups; each image is answered once, by a network that saw no image of its group."""
+    groups, tables = np.random.default_rng(0).permutation(images.group.unique()), []
+    for fold in range(3):
+        rest = [group for i, group in enumerate(groups) if i % 3 != fold]
+        side = {**dict.fromkeys(groups, "test"), **dict.fromkeys(rest, "train"), **dict.fromkeys(rest[::8], "val")}
+        rows = images.assign(split=images.group.map(side), mirrored=False)
+        train = rows[rows.split.eq("train")]
+        rows = pd.concat([rows, train, train] + 3 * [train.assign(mirrored=True)], ignore_index=True)
+        rows.attrs = images.attrs
+        data = prepare(rows, 16)
+        run = fit(xu.baseline_cnn(), data, f"fold {fold}", epochs=10, lr=0.02, batch_size=16, schedule="cosine")
+        tables.append(xu.predict(run.model, data.test))
+    answers = pd.concat(tables)
+    assert sorted(answers.file) == sorted(images.file)
+    return (answers.label == answers.predicted).groupby(answers.group).mean().mean()
+
+
+def test_true_labels_are_learnt_and_shuffled_labels_give_chance(images, phantoms):
+    label = images.groupby("group").label.first()
+    shuffled = pd.Series(np.random.default_rng(1).permutation(label), label.index)
+    # A group is one trial (its images go together): three standard deviations of a mean of 84 trials at 1/3.
+    bound = 3 * math.sqrt(1 / 3 * 2 / 3 / len(label))
+    assert len(label) == 84 and bound < 0.16
+    learnt = accuracy_on_held_out_groups(images, phantoms)
+    guessed = accuracy_on_held_out_groups(images.assign(label=images.group.map(shuffled)), phantoms)
+    print(f"accuracy on held-out groups: true labels {learnt:.3f}, shuffled {guessed:.3f}")
+    assert abs(guessed - 1 / 3) < bound
+    assert learnt > 1 / 3 + bound + 0.05
