@@ -1,4 +1,4 @@
-"""Notebook tests (`pytest --nbval-lax`) use the bundled sample and a folder of their own, never the user's."""
+"""Notebook tests (`pytest --nbval-lax`) use the bundled sample and outputs of their own."""
 
 import os
 import shutil

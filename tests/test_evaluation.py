@@ -221,8 +221,8 @@ def test_a_missing_run_is_said_with_the_notebook_to_run(name, notebook, capsys):
     assert said.startswith(f"{name}_slides is missing: run notebooks/{notebook}.ipynb") and "'slides'" in said
 
 
-def test_a_run_of_no_network_of_the_course_is_refused():
-    with pytest.raises(ValueError, match="names: 'alexnet' is a run of no network"):
+def test_a_run_of_no_model_of_the_course_is_refused():
+    with pytest.raises(ValueError, match="names: 'alexnet' is a run of no model"):
         xu.load_results(["alexnet"])
 
 

@@ -32,7 +32,12 @@ ORIGINAL = {
         "classes": {"covid": (0.98, 0.96, 0.97), "normal": (0.88, 0.88, 0.88), "virus": (0.85, 0.87, 0.86)},
     },
 }
-NOTEBOOKS = {"baseline_cnn": "03_baseline_cnn", "resnet18": "04_resnet18", "vit": "05_vit"}
+NOTEBOOKS = {  # the models of the course, and the notebook that trains each
+    "baseline_cnn": "03_baseline_cnn",
+    "resnet18": "04_resnet18",
+    "resnet18_augmented": "04_resnet18",
+    "vit": "05_vit",
+}
 
 
 def _check(predictions):
@@ -146,11 +151,9 @@ def load_results(names, folder=None):
             if path.parent.name == name or re.fullmatch(r"-\d+", path.parent.name[len(name) :])
         ]
         if not candidates:
-            network = _network_of(name)
-            protocol = name[len(network) + 1 :].removesuffix("_sample")
-            print(
-                f"{name} is missing: run notebooks/{NOTEBOOKS[network]}.ipynb with protocol = {protocol!r} to make it."
-            )
+            model = _model_of(name)
+            protocol = name[len(model) + 1 :].removesuffix("_sample")
+            print(f"{name} is missing: run notebooks/{NOTEBOOKS[model]}.ipynb with protocol = {protocol!r} to make it.")
             continue
         newest = max(candidates, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
         results[name] = Result(
@@ -216,7 +219,7 @@ def make_missing_runs(names):
     for name in names:
         if (outputs_dir("runs", name) / "metrics.json").is_file():
             continue
-        notebook = repository_dir() / "notebooks" / f"{NOTEBOOKS[_network_of(name)]}.ipynb"
+        notebook = repository_dir() / "notebooks" / f"{NOTEBOOKS[_model_of(name)]}.ipynb"
         print(f"{name} is missing: running notebooks/{notebook.name}")
         client = NotebookClient(
             nbformat.read(notebook, as_version=4), resources={"metadata": {"path": notebook.parent}}
@@ -224,8 +227,8 @@ def make_missing_runs(names):
         client.execute()
 
 
-def _network_of(name):
-    for network in NOTEBOOKS:
-        if name.startswith(network):
-            return network
-    raise ValueError(f"names: {name!r} is a run of no network of the course ({', '.join(NOTEBOOKS)}).")
+def _model_of(name):
+    found = [model for model in NOTEBOOKS if name.startswith(f"{model}_")]
+    if not found:
+        raise ValueError(f"names: {name!r} is a run of no model of the course ({', '.join(NOTEBOOKS)}).")
+    return max(found, key=len)
