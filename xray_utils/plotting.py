@@ -285,39 +285,47 @@ def plot_history(histories):
 
 
 def plot_confusion_matrix(predictions, title="Confusion matrix"):
-    """True class (rows) against predicted class (columns): number of images and share of the row."""
-    counts = confusion_matrix(predictions.label, predictions.predicted, labels=list(CLASSES))
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    texts = np.array([f"{n}\n{share:.0%}" for n, share in zip(counts.ravel(), shares.ravel(), strict=True)])
-    with _figure(width=4.8, height=4.2) as (figure, axes):
-        sns.heatmap(
-            shares, annot=texts.reshape(counts.shape), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True,
-            xticklabels=CLASSES, yticklabels=CLASSES, ax=axes[0, 0], linewidths=1,
-        )  # fmt: skip
-        axes[0, 0].set(xlabel="predicted", ylabel="true", title=title)
-        axes[0, 0].tick_params(length=0)
+    """True class (rows) against predicted class (columns): number of images and share of the row.
+
+    predictions: the table of one run, or `{"name": table}` for several in one figure, titled by their names.
+    """
+    tables = predictions if isinstance(predictions, dict) else {title: predictions}
+    with _figure(1, len(tables), 4.4 * len(tables), 4.1) as (figure, axes):
+        for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+            counts = confusion_matrix(table.label, table.predicted, labels=list(CLASSES))
+            shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+            texts = [f"{n}\n{share:.0%}" for n, share in zip(counts.ravel(), shares.ravel(), strict=True)]
+            sns.heatmap(
+                shares, annot=np.array(texts).reshape(counts.shape), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False,
+                square=True, xticklabels=CLASSES, yticklabels=CLASSES, ax=axis, linewidths=1,
+            )  # fmt: skip
+            axis.set(xlabel="predicted", ylabel="true", title=name)
+            axis.tick_params(length=0)
         return figure
 
 
 def plot_comparison(table):
-    """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds)."""
+    """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds).
+
+    Runs on the synthetic sample have nothing to stand beside: they get no diamond.
+    """
     with _figure(width=8.5, height=1.2 + 0.55 * len(table)) as (figure, axes):
         axis = axes[0, 0]
-        for row, (_, run) in enumerate(table.iterrows()):
+        for row, (name, run) in enumerate(table.iterrows()):
             low, high = (float(v) for v in run["accuracy 95 %"].split("[")[1].rstrip("]").split(","))
             colour = MODEL_COLOURS[run.network]
             axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
-            axis.plot(ORIGINAL[run.network]["accuracy"], row, "D", mfc="none", mec="black", markersize=8)
+            if not name.endswith("_sample"):
+                axis.plot(ORIGINAL[run.network]["accuracy"], row, "D", mfc="none", mec="black", markersize=8)
             axis.annotate(f"{run.accuracy:.3f}", (run.accuracy, row), (0, 8), textcoords="offset points", ha="center",
                           fontsize=9)  # fmt: skip
         axis.axvline(1 / len(CLASSES), color="0.7", linestyle=":")
         axis.text(1 / len(CLASSES), -0.75, " chance", color="0.5", fontsize=9, va="center")
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
-        axis.set(
-            xlabel="accuracy on the test images",
-            title="Circle: here, with 95 % interval. Diamond: the original.",
-        )
-        axis.set_xlim(0.25, 1.02)
+        synthetic = table.index.str.endswith("_sample").all()
+        title = "Accuracy with its 95 % interval" + ("" if synthetic else "; diamond: the original")
+        axis.set(xlabel="accuracy on the test images", title=title)
+        axis.set_xlim(left=max(0, axis.get_xlim()[0]), right=1.02)
         return figure
