@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import xray_utils as xu
 from xray_utils import data
 from xray_utils.phantoms import draw_phantom
 
@@ -684,3 +685,19 @@ def test_audit_needs_the_folder_of_the_table(sample):
     images, *_ = sample
     with pytest.raises(ValueError, match="find_images"):
         data.audit_images(pd.DataFrame(images.to_dict("list")))
+
+
+def test_load_data_goes_all_the_way_and_says_which_images(capsys):
+    loaded = xu.load_data(protocol="slides", seed=1, size=16)
+    printed = capsys.readouterr().out
+    assert "121 SYNTHETIC images" in printed and "84 groups" in printed and "train 169, val 36, test 37" in printed
+    assert loaded.settings == {"protocol": "slides", "seed": 1, "mirror": True, "size": 16}
+    assert loaded.is_sample and loaded.name == "slides_sample"
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (169, 36, 37)
+
+
+def test_real_images_are_called_real(tmp_path):
+    for label in ("covid", "normal"):
+        (tmp_path / label).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / label / "a.png")
+    assert xu.describe_images(xu.find_images(tmp_path)) == "2 real images: covid 1, normal 1; 2 groups (patients)."

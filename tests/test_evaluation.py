@@ -247,3 +247,29 @@ def test_compare_has_a_row_a_run():
 def test_compare_of_nothing_says_what_to_run():
     with pytest.raises(ValueError, match="results: there are none; run the notebooks 03, 04 and 05"):
         xu.compare({})
+
+
+def test_best_epochs_are_those_with_the_lowest_validation_loss():
+    history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [0.5, 0.2, 0.3], "val_accuracy": [0.6, 0.7, 0.9]})
+    table = xu.best_epochs({"one": history, "two": history.head(1)})
+    assert table.loc["one"].tolist() == [3, 2, 0.2, 0.7] and table.loc["two"].tolist() == [1, 1, 0.5, 0.6]
+
+
+def test_a_missing_run_is_made_by_its_notebook_and_a_present_one_is_left(tmp_path, monkeypatch):
+    import nbformat
+
+    from xray_utils import evaluation
+
+    code = "import os, pathlib; f = pathlib.Path(os.environ['XRAY_OUTPUTS']) / 'runs' / 'vit_grouped'"
+    code += "; f.mkdir(parents=True); (f / 'metrics.json').write_text('{}')"
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbformat.write(notebook, tmp_path / "notebooks" / "05_vit.ipynb")
+    monkeypatch.setattr(evaluation, "repository_dir", lambda: tmp_path)
+    xu.make_missing_runs(["vit_grouped"])
+    assert (xu.outputs_dir("runs", "vit_grouped") / "metrics.json").is_file()
+    xu.make_missing_runs(["vit_grouped"])  # a second execution would fail: the folder is there
+
+
+def test_the_results_of_the_real_runs_are_those_of_the_repository():
+    assert (xu.results_dir() / "baseline_cnn_slides" / "metrics.json").is_file()

@@ -338,7 +338,7 @@ def download_images(source, folder=None):
             raise RuntimeError(
                 f"source: {source!r} could not be downloaded ({type(error).__name__}: {str(error)[:200]}).\n"
                 f"Open {page} in a browser, download the archive, and unpack it so that its folders lie in\n"
-                f"{folder}\nThen run this cell again, or point XRAY_DATA at that folder."
+                f"{folder}\nThen go on with find_images: it reads that folder. Any other folder: point XRAY_DATA at it."
             ) from error
         if folder.is_dir():
             folder.rmdir()

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from sklearn.metrics import confusion_matrix
 
-from .data import CLASSES, SPLITS, _root, read_image, resize
+from .data import CLASSES, SPLITS, _root, is_sample, read_image, resize
 from .evaluation import ORIGINAL
 
 CLASS_COLOURS = {
@@ -41,6 +41,12 @@ def _figure(rows=1, columns=1, width=9.0, height=3.5, **options):
             plt.close(figure)
 
 
+def _call_synthetic(figure, synthetic):
+    """Write over the figure that its pictures are drawings, where they are."""
+    if synthetic:
+        figure.suptitle("synthetic sample: drawings, no patients", fontsize=9, style="italic", color="0.4")
+
+
 def _show(axes, pixels, title="", **options):
     axes.imshow(pixels, **options)
     axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
@@ -63,6 +69,7 @@ def plot_examples(images, per_class=5, seed=0):
                 _show(axis, image, f"{image.width} x {image.height}")
             row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
                         fontsize=13, fontweight="bold", color=CLASS_COLOURS[name])  # fmt: skip
+        _call_synthetic(figure, is_sample(images))
         return figure
 
 
@@ -128,20 +135,22 @@ def plot_colour(images):
 def plot_mean_images(images, size=128, at_most=150):
     """Mean image of each class over at most `at_most` images, and its difference from the mean of all."""
     means = {}
-    for name in CLASSES:
+    present = [name for name in CLASSES if images.label.eq(name).any()]
+    for name in present:
         files = images[images.label.eq(name)].sort_values("file").file
         files = files.iloc[:: max(1, len(files) // at_most)]
         stack = [resize(read_image(_root(images) / file), size).mean(axis=-1) for file in files]
         means[name] = np.mean(stack, axis=0)
     overall = np.mean(list(means.values()), axis=0)
     limit = max(np.abs(mean - overall).max() for mean in means.values())
-    with _figure(2, len(CLASSES), 9, 6) as (figure, axes):
-        for column, name in enumerate(CLASSES):
+    with _figure(2, len(present), 9, 6) as (figure, axes):
+        for column, name in enumerate(present):
             _show(axes[0, column], means[name], f"mean of {name}", vmin=0, vmax=255)
             shown = axes[1, column].imshow(means[name] - overall, cmap="coolwarm", vmin=-limit, vmax=limit)
             axes[1, column].set_title(f"{name} minus mean of all", fontsize=9, fontweight="normal", loc="center")
             axes[1, column].axis("off")
         figure.colorbar(shown, ax=axes[1, :], label="grey levels", shrink=0.8)
+        _call_synthetic(figure, is_sample(images))
         return figure
 
 
@@ -168,6 +177,7 @@ def plot_preparation(images, data, count=4, seed=0):
             _show(axes[0, column], before, f"{before.width} x {before.height}, {mode}")
             after = data.train.take([index])[0]
             _show(axes[1, column], after, " x ".join(map(str, after.shape)))
+        _call_synthetic(figure, is_sample(images))
         return figure
 
 
@@ -182,6 +192,7 @@ def plot_mirroring(data, seed=0):
         for axis, mirrored in zip(axes[0], (False, True), strict=True):
             index = rows.index[rows.file.eq(file) & rows.mirrored.eq(mirrored)][:1]
             _show(axis, data.train.take(index)[0], "mirrored" if mirrored else "as it is")
+        _call_synthetic(figure, data.is_sample)
         return figure
 
 
@@ -189,7 +200,7 @@ def plot_split(splits):
     """Images per class and side for each named split: `{"slides": table, "grouped": table}`."""
     with _figure(1, len(splits), 4.6 * len(splits), 3.2, sharey=True) as (figure, axes):
         for axis, (name, split) in zip(axes[0], splits.items(), strict=True):
-            table = pd.crosstab(split.split, split.label).reindex(SPLITS)[list(CLASSES)]
+            table = pd.crosstab(split.split, split.label).reindex(index=SPLITS, columns=CLASSES, fill_value=0)
             bottom = np.zeros(len(table))
             for label in CLASSES:
                 bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label], label=label)
@@ -206,9 +217,9 @@ def plot_split(splits):
 
 def plot_residual_block():
     """A residual block as a drawing: two convolutions and the skip that is added to them."""
-    with _figure(width=9.5, height=2.6) as (figure, axes):
+    with _figure(width=9.5, height=2.0) as (figure, axes):
         axis = axes[0, 0]
-        axis.set(xlim=(0, 19), ylim=(0, 5))
+        axis.set(xlim=(0, 19), ylim=(0.8, 4.2))
         axis.axis("off")
         boxes = ["conv 3x3", "batch norm", "ReLU", "conv 3x3", "batch norm", "+", "ReLU"]
         centres = [2.9, 5.5, 7.9, 10.2, 12.8, 15.0, 16.7]
@@ -225,17 +236,18 @@ def plot_residual_block():
             axis.add_patch(
                 FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="0.3", shrinkA=0, shrinkB=0)
             )
-        axis.add_patch(
-            FancyArrowPatch((1.1, 1.75), (15.0, 2.4), connectionstyle="bar,angle=0,fraction=0.12",
-                            arrowstyle="-|>", mutation_scale=12, color="#D55E00", lw=2, shrinkA=0, shrinkB=0)
-        )  # fmt: skip
-        axis.text(8, 4.35, "skip: x as it is", color="#D55E00", ha="center", fontsize=11)
+        skip = dict(color="#D55E00", lw=2)
+        axis.plot([1.1, 1.1, centres[5]], [1.7, 3.4, 3.4], solid_capstyle="round", **skip)
+        axis.annotate(
+            "", (centres[5], 2.38), (centres[5], 3.43), arrowprops=dict(arrowstyle="-|>", shrinkA=0, shrinkB=0, **skip)
+        )
+        axis.text(8, 3.6, "skip: x as it is", color="#D55E00", ha="center", fontsize=11)
         axis.text(0.55, 1.7, "x", ha="right", va="center", fontsize=13, fontweight="bold")
         axis.text(18.45, 1.7, "y", ha="left", va="center", fontsize=13, fontweight="bold")
         return figure
 
 
-def plot_patches(pixels, patch_size):
+def plot_patches(pixels, patch_size, synthetic=False):
     """A prepared image [H, W, 3], and the patches of `patch_size` pixels that a ViT reads it as.
 
     Raises ValueError when the image cannot be cut into whole patches.
@@ -253,6 +265,7 @@ def plot_patches(pixels, patch_size):
     with _figure(1, 2, 8.5, 4.3) as (figure, axes):
         _show(axes[0, 0], pixels, f"{height} x {width} pixels")
         _show(axes[0, 1], cut, f"{rows} x {columns} = {rows * columns} patches of {patch_size} x {patch_size}")
+        _call_synthetic(figure, synthetic)
         return figure
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import platform
-import shutil
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -101,7 +100,7 @@ def choose_precision(precision="auto", device=None):
 
 def check_environment():
     """Print the versions that matter and the device; say OK, or what to do when a package is too old."""
-    wanted = {"torch": "2.4", "torchvision": "0.19", "transformers": "4.50", "accelerate": "1.2", "pandas": "2.2"}
+    wanted = {"torch": "2.5", "torchvision": "0.20", "transformers": "4.50", "accelerate": "1.2", "pandas": "2.2"}
     have = {name: version(name) for name in wanted}
     print(f"Python {platform.python_version()},", ", ".join(f"{name} {number}" for name, number in have.items()))
     old = [name for name, number in have.items() if Version(number) < Version(wanted[name])]
@@ -137,8 +136,8 @@ def fit(
     epoch. The same call again resumes an unfinished run and loads a finished one; with other settings, data or
     network it starts a new folder `<name>-2` and says so.
 
-    schedule: "plateau" (ReduceLROnPlateau on the validation loss: 3 epochs without gain, then lr * 0.3), "cosine"
-    to zero, or "constant"; warmup: share of all steps in which a cosine or constant rate rises from zero.
+    schedule: "plateau" (ReduceLROnPlateau on the validation loss: after more than 3 epochs without gain lr * 0.3),
+    "cosine" to zero, or "constant"; warmup: share of all steps in which a cosine or constant rate rises from zero.
     class_weights: weigh the loss by the inverse frequency of the class. early_stopping: epochs without a lower
     validation loss before it stops. augment: `augment_mild` on the training images. precision: "auto", "fp32",
     "bf16" or "fp16" (mixed). Loss and accuracy are per image.
@@ -237,8 +236,7 @@ def fit(
         print(
             f"{folder.name}: interrupted in epoch {len(history) + 1}; the same call goes on from epoch {len(history)}."
         )
-        if not (folder / "history.csv").is_file():  # no epoch is complete
-            raise
+        raise  # so that "run all" stops here, and nothing is tested half-trained
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"batch_size: {batch_size} is too large for the memory of this device; try {max(1, batch_size // 2)}."
@@ -267,6 +265,8 @@ def _check_arguments(
         raise ValueError(f"weight_decay: {weight_decay!r} must be 0 or a positive number.")
     if early_stopping is not None and early_stopping < 1:
         raise ValueError(f"early_stopping: {early_stopping!r} must be None or at least 1 epoch.")
+    if warmup and schedule == "plateau":
+        raise ValueError(f"warmup: {warmup!r} goes with schedule 'cosine' or 'constant', not with 'plateau'.")
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup: {warmup!r} must be a share of all steps, from 0 to below 1.")
     for argument, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
@@ -406,11 +406,6 @@ def load_run(run, model=None):
     model.load_state_dict(load_file(folder / "best.safetensors"))
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     return Run(folder.name, folder, model.eval(), history, config)
-
-
-def delete_run(name):
-    """Remove a run folder and all that is in it."""
-    shutil.rmtree(outputs_dir("runs", name))
 
 
 @torch.no_grad()

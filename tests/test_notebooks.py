@@ -1,0 +1,95 @@
+"""The contract of the notebooks, and that the two commands of the README are whole."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells_of(path, kind="code"):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def text_of(output):
+    data = output.get("data", {})
+    return "".join(output.get("text", "")) + "".join(data.get("text/plain", "")) + "".join(data.get("text/html", ""))
+
+
+def test_there_are_six():
+    names = ["01_data_exploration", "02_preprocessing", "03_baseline_cnn", "04_resnet18", "05_vit", "06_comparison"]
+    assert [path.stem for path in NOTEBOOKS] == names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestContract:
+    def test_it_starts_and_ends_like_the_others(self, path):
+        prose = [cell.source for cell in cells_of(path, "markdown")]
+        assert re.match(rf"# {int(path.stem[:2])}\. .*\*\*Question:\*\*", prose[0], re.S)
+        assert "not" in prose[0] and "clinical use" in prose[0]
+        assert "What we cover" in prose[1] and "**You will learn**" in prose[1]
+        assert "## Takeaways" in prose[-2] and "## Exercises" in prose[-1]
+        link = re.search(r"\]\((\S+\.ipynb)\)$", prose[-1].strip())
+        assert link and (path.parent / link[1]).is_file()
+
+    def test_one_cell_holds_the_parameters(self, path):
+        tagged = [cell for cell in cells_of(path) if "parameters" in cell.metadata.get("tags", [])]
+        assert len(tagged) == 1 and all("=" in line for line in tagged[0].source.splitlines())
+
+    def test_every_cell_has_its_place_in_the_slides(self, path):
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert cell.metadata["slideshow"]["slide_type"] in {"slide", "subslide", "fragment", "skip", "notes", "-"}
+
+    def test_cells_are_short(self, path):
+        for cell in cells_of(path):
+            assert len(cell.source.splitlines()) <= 10, cell.source
+
+    def test_at_least_three_cells_are_compared_with_their_output(self, path):
+        tagged = [cell for cell in cells_of(path) if "nbval-check-output" in cell.metadata.get("tags", [])]
+        assert len(tagged) >= 3
+        assert all(cell.outputs for cell in tagged)
+
+    def test_it_was_run_top_to_bottom_without_error_or_warning(self, path):
+        cells = cells_of(path)
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        for output in (output for cell in cells for output in cell.outputs):
+            assert output.output_type != "error" and output.get("name") != "stderr"
+            assert not any("widget" in kind for kind in output.get("data", {}))
+            assert not re.search(r"(?<![\w.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\|Warning", text_of(output))
+
+    def test_the_page_says_that_its_images_are_synthetic(self, path):
+        assert any("SYNTHETIC images" in text_of(output) for cell in cells_of(path) for output in cell.outputs)
+
+    def test_the_kernel_is_any_python(self, path):
+        assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
+
+
+def readme_commands():
+    blocks = re.findall(r"```bash\n(.*?)\n```", (ROOT / "README.md").read_text(), re.S)
+    return [block for block in blocks if block.startswith("python3 -m venv .venv")]
+
+
+def test_the_readme_has_two_commands_each_complete_in_itself():
+    main, tests = readme_commands()
+    for command in (main, tests):
+        assert "pip install -q -r requirements.txt" in command and "\n" not in command
+    assert "XRAY_DATA=data/sample" in main and "--execute" in main and "outputs/html" in main
+    assert tests.endswith(".venv/bin/pytest --nbval-lax")
+
+
+def test_links_of_the_pages_lead_to_files():
+    for page in ("README.md", "data/README.md", "results/README.md"):
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+def test_import_is_light_and_works_from_anywhere(tmp_path):
+    code = "import sys, xray_utils as xu; print(xu.CLASSES, 'transformers' in sys.modules, 'kagglehub' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "('covid', 'normal', 'virus') False False"
+    assert list(tmp_path.iterdir()) == []
