@@ -31,7 +31,7 @@ class TestContract:
     def test_it_starts_and_ends_like_the_others(self, path):
         prose = [cell.source for cell in cells_of(path, "markdown")]
         assert re.match(rf"# {int(path.stem[:2])}\. .*\*\*Question:\*\*", prose[0], re.S)
-        assert "not" in prose[0] and "clinical use" in prose[0]
+        assert "Nothing here is for clinical use." in prose[0]
         assert "What we cover" in prose[1] and "**You will learn**" in prose[1]
         assert "## Takeaways" in prose[-2] and "## Exercises" in prose[-1]
         link = re.search(r"\]\((\S+\.ipynb)\)$", prose[-1].strip())

@@ -130,7 +130,10 @@ def test_examples_repeat_with_their_seed_and_show_the_size_on_disk(images):
     first, again, other = (texts_of(draw(xu.plot_examples, images, 2, seed)) for seed in (0, 0, 1))
     assert first == again != other
     sizes = {f"{row.width} x {row.height}" for row in images.itertuples()}
-    assert len(first) == 3 * 3 and set(first) <= sizes | set(xu.CLASSES)
+    assert "synthetic sample: drawings, no patients" in first
+    assert len(first) == 3 * 3 + 1 and set(first) <= sizes | set(xu.CLASSES) | {
+        "synthetic sample: drawings, no patients"
+    }
 
 
 def test_split_shows_the_counts_of_each_side(split):
