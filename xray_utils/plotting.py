@@ -17,7 +17,12 @@ CLASS_COLOURS = {
     "normal": "#009E73",
     "virus": "#0072B2",
 }  # Okabe & Ito, for colour-blind eyes
-MODEL_COLOURS = {"baseline_cnn": "#CC79A7", "resnet18": "#E69F00", "vit": "#56B4E9"}
+MODEL_COLOURS = {
+    "baseline_cnn": "#CC79A7",
+    "resnet18_augmented": "#8A5A00",  # before the shorter name
+    "resnet18": "#E69F00",
+    "vit": "#56B4E9",
+}
 STYLE = {
     **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 11},
     **{
@@ -204,8 +209,12 @@ def plot_split(splits):
             bottom = np.zeros(len(table))
             for label in CLASSES:
                 bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label], label=label)
-                axis.bar_label(bars, label_type="center", color="white", fontsize=9)
+                room = 0.05 * max(len(s) for s in splits.values())  # less is too low for a number
+                texts = [f"{v:.0f}" if v > room else "" for v in table[label]]
+                axis.bar_label(bars, texts, label_type="center", color="white", fontsize=9)
                 bottom += table[label].to_numpy()
+            for side, total in enumerate(bottom):
+                axis.text(side, total, f"{total:.0f}", ha="center", va="bottom", fontsize=9, fontweight="bold")
             axis.set_title(name)
         axes[0, 0].set_ylabel("images")
         axes[0, -1].legend(loc="upper right")
@@ -280,7 +289,9 @@ def plot_history(histories):
     several = isinstance(histories, dict)
     histories = histories if several else {"": histories}
     with _figure(1, 2, 10, 3.6) as (figure, axes):
-        for (name, history), colour in zip(histories.items(), sns.color_palette("colorblind", 10), strict=False):
+        for i, (name, history) in enumerate(histories.items()):
+            others = sns.color_palette("colorblind", 10)[i % 10]
+            colour = next((c for model, c in MODEL_COLOURS.items() if name.startswith(model)), others)
             best = history.loc[history.val_loss.idxmin()]
             for axis, what in zip(axes[0], ("loss", "accuracy"), strict=True):
                 line = dict(color=colour, marker="o", markersize=3)
@@ -303,8 +314,12 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
     predictions: the table of one run, or `{"name": table}` for several in one figure, titled by their names.
     """
     tables = predictions if isinstance(predictions, dict) else {title: predictions}
-    with _figure(1, len(tables), 4.4 * len(tables), 4.1) as (figure, axes):
-        for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+    columns = min(2, len(tables))
+    rows = -(-len(tables) // columns)
+    with _figure(rows, columns, 4.4 * columns, 4.1 * rows) as (figure, axes):
+        for axis in axes.flat[len(tables) :]:
+            axis.axis("off")
+        for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
             counts = confusion_matrix(table.label, table.predicted, labels=list(CLASSES))
             shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
             texts = [f"{n}\n{share:.0%}" for n, share in zip(counts.ravel(), shares.ravel(), strict=True)]
