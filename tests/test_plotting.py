@@ -14,7 +14,7 @@ from test_evaluation import make_predictions, make_run
 import xray_utils as xu
 from xray_utils import plotting
 from xray_utils.data import repository_dir
-from xray_utils.evaluation import ORIGINAL
+from xray_utils.evaluation import ORIGINAL, reliability
 
 matplotlib.use("Agg")
 
@@ -87,6 +87,8 @@ FIGURES = {
     "plot_history": lambda f: [f("history")],
     "plot_confusion_matrix": lambda f: [make_predictions()],
     "plot_comparison": lambda f: [f("table")],
+    "plot_roc": lambda f: [make_predictions()],
+    "plot_reliability": lambda f: [{"one": make_predictions(), "other": make_predictions(seed=1)}],
 }
 
 
@@ -206,3 +208,22 @@ def test_comparison_shows_ours_and_the_original(table):
     assert drawn["o"] == table.accuracy.to_list()
     assert drawn["D"] == [0.89, 0.97, 0.90]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(ORIGINAL)
+
+
+def test_roc_names_the_area_of_each_class_and_leaves_out_a_class_that_is_absent():
+    predictions = make_predictions(90)
+    metrics = xu.compute_metrics(predictions)
+    labels = [text.get_text() for text in draw(xu.plot_roc, predictions).legends[0].get_texts()]
+    assert labels == [f"{name}: AUC {xu.with_interval(metrics, f'auc_{name}')}" for name in xu.CLASSES]
+    two = draw(xu.plot_roc, predictions[predictions.label != "virus"])
+    assert [text.get_text().split(":")[0] for text in two.legends[0].get_texts()] == ["covid", "normal"]
+
+
+def test_reliability_draws_the_bins_of_each_table():
+    tables = {"one": make_predictions(), "other": make_predictions(seed=1)}
+    figure = draw(xu.plot_reliability, tables)
+    for axes, (name, table) in zip(figure.axes, tables.items(), strict=True):
+        bins = reliability(table)
+        assert axes.get_title(loc="left") == name
+        assert axes.collections[0].get_offsets().data.tolist() == bins[["confidence", "accuracy"]].to_numpy().tolist()
+        assert f"calibration error {xu.calibration_error(table):.3f}" in [text.get_text() for text in axes.texts]

@@ -3,11 +3,15 @@
 import json
 import re
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import accuracy_score, classification_report, f1_score
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, classification_report
 
 from .data import CLASSES, outputs_dir, repository_dir, whole_file
 
@@ -66,32 +70,175 @@ def report(predictions):
 
 
 def compute_metrics(predictions, resamples=2000, seed=0):
-    """Accuracy and macro F1 with 95 % intervals, and `report`, as a dict of plain numbers.
+    """Accuracy, balanced accuracy, macro F1, recall and one-vs-rest AUC of each class, with 95 % intervals, as a dict.
 
-    The intervals are percentile bootstraps over groups (patients), since images of one patient are not independent
-    (Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007 for resampling whole clusters).
+    Each number `x` has `x_interval`, a percentile bootstrap over groups (patients), since images of one patient are
+    not independent (Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007 for resampling whole clusters). A number
+    that the images cannot give (the recall of a class that is absent) is None. `classes` has the rows of `report`.
     """
     table = report(predictions)
-    label, predicted = (predictions[c].map(CLASSES.index).to_numpy() for c in ("label", "predicted"))
-    group = predictions["group" if "group" in predictions else "file"].factorize()[0]
-    confusion = np.zeros((group.max() + 1, len(CLASSES), len(CLASSES)))
-    np.add.at(confusion, (group, label, predicted), 1)  # [groups, true class, predicted class]
-    drawn = np.random.default_rng(seed).multinomial(
-        len(confusion), np.full(len(confusion), 1 / len(confusion)), resamples
+    values = {name: value[0] for name, value in _statistics(predictions, np.ones((1, len(predictions)))).items()}
+    group = _groups(predictions)
+    drawn = [_statistics(predictions, weights[:, group]) for weights in _draws(group.max() + 1, resamples, seed)]
+    metrics = {"images": len(predictions), "groups": int(group.max() + 1)}
+    for name, value in values.items():
+        metrics[name] = None if np.isnan(value) else float(value)
+        metrics[f"{name}_interval"] = _interval(np.concatenate([part[name] for part in drawn]))
+    return metrics | {"classes": table.loc[list(CLASSES), ["precision", "recall", "f1", "images"]].to_dict("index")}
+
+
+def _groups(predictions):
+    return predictions["group" if "group" in predictions else "file"].factorize()[0]
+
+
+def _draws(groups, resamples, seed, chunk=100):
+    """How often each group is drawn, with replacement, in each resample: arrays [up to `chunk`, groups]."""
+    rng, equal = np.random.default_rng(seed), np.full(groups, 1 / groups)
+    for start in range(0, resamples, chunk):
+        yield rng.multinomial(groups, equal, min(chunk, resamples - start))
+
+
+def _interval(values, level=0.95):
+    """The middle 95 % of bootstrap values as [low, high]; None where a resample can lack what is counted."""
+    if np.isnan(values).mean() > 0.05:
+        return None
+    return np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def _statistics(predictions, weights):
+    """Every number of `compute_metrics` for each row of `weights` [R, images]: a dict of arrays [R]."""
+    label, predicted = (
+        predictions[column].to_numpy()[:, None] == np.array(CLASSES) for column in ("label", "predicted")
     )
-    drawn = np.tensordot(drawn, confusion, axes=1)  # [resamples, true class, predicted class]
-    right = np.diagonal(drawn, axis1=1, axis2=2)
-    accuracy = right.sum(axis=1) / drawn.sum(axis=(1, 2))
-    f1 = 2 * right / np.maximum(drawn.sum(axis=1) + drawn.sum(axis=2), 1)
-    return {
-        "images": len(predictions),
-        "groups": int(len(confusion)),
-        "accuracy": float(accuracy_score(label, predicted)),
-        "accuracy_interval": np.quantile(accuracy, [0.025, 0.975]).tolist(),
-        "macro_f1": float(f1_score(label, predicted, average="macro", labels=range(len(CLASSES)), zero_division=0)),
-        "macro_f1_interval": np.quantile(f1.mean(axis=1), [0.025, 0.975]).tolist(),
-        "classes": table.loc[list(CLASSES), ["precision", "recall", "f1", "images"]].to_dict("index"),
-    }
+    right, true, said = weights @ (label & predicted), weights @ label, weights @ predicted  # each [R, classes]
+    with np.errstate(invalid="ignore"):
+        recall = right / true
+    result = {"accuracy": right.sum(axis=1) / weights.sum(axis=1)}
+    result["balanced_accuracy"] = np.where(true > 0, recall, 0).sum(axis=1) / (true > 0).sum(axis=1)
+    result["macro_f1"] = (2 * right / np.maximum(true + said, 1)).mean(axis=1)
+    result |= {f"recall_{name}": recall[:, i] for i, name in enumerate(CLASSES)}
+    if f"p_{CLASSES[0]}" in predictions:
+        result |= {
+            f"auc_{name}": _auc(predictions[f"p_{name}"].to_numpy(), label[:, i], weights)
+            for i, name in enumerate(CLASSES)
+        }
+    return result
+
+
+def _auc(scores, positive, weights):
+    """Area under the ROC curve for each row of `weights` [R, images]: the share of pairs in order (Bamber 1975)."""
+    order = scores.argsort(kind="stable")
+    scores, weights = scores[order], weights[:, order]
+    ours, others = weights * positive[order], weights * ~positive[order]
+    below = np.pad(others.cumsum(axis=1), ((0, 0), (1, 0)))  # weight of the others among the first k
+    first, last = np.searchsorted(scores, scores, "left"), np.searchsorted(scores, scores, "right")
+    with np.errstate(invalid="ignore"):
+        pairs = ours.sum(axis=1) * others.sum(axis=1)
+        return (ours * (below[:, first] + below[:, last]) / 2).sum(axis=1) / pairs
+
+
+def compare_two(first, second, resamples=2000, seed=0):
+    """How much more accurate `second` is than `first`, with a 95 % interval over groups, as a dict.
+
+    Groups are drawn for both tables at once, so that what they share counts as paired. Only where both answer the
+    same images there is an exact McNemar test too (McNemar 1947): `only_first`, `only_second` right, and its `p`.
+    Raises ValueError for a table that `report` would refuse, or labels that contradict each other.
+    """
+    tables = [first, second]
+    for table in tables:
+        _check(table)
+    keys = [table[["file", *(["mirrored"] if "mirrored" in table else [])]].astype(str).agg("|".join, axis=1)
+            for table in tables]  # fmt: skip
+    right = [
+        pd.Series(table.label.eq(table.predicted).to_numpy(), key) for table, key in zip(tables, keys, strict=True)
+    ]
+    names = pd.concat([table["group" if "group" in table else "file"] for table in tables]).factorize()[0]
+    groups = names[: len(first)], names[len(first) :]
+    drawn = []
+    for weights in _draws(names.max() + 1, resamples, seed):
+        parts = [weights[:, group] for group in groups]
+        with np.errstate(invalid="ignore"):
+            one, two = (part @ r / part.sum(axis=1) for part, r in zip(parts, right, strict=True))
+        drawn.append(two - one)
+    result = {"difference": float(right[1].mean() - right[0].mean())}
+    result["difference_interval"] = _interval(np.concatenate(drawn))
+    if set(keys[0]) == set(keys[1]) and keys[0].is_unique and keys[1].is_unique:
+        labels = [table.label.set_axis(key) for table, key in zip(tables, keys, strict=True)]
+        if not labels[0].equals(labels[1].reindex(labels[0].index)):
+            raise ValueError("second: the same images have other labels than in first; these tables do not belong "
+                             "together.")  # fmt: skip
+        other = right[1].reindex(right[0].index)
+        result["only_first"], result["only_second"] = int((right[0] & ~other).sum()), int((~right[0] & other).sum())
+        differing = result["only_first"] + result["only_second"]
+        result["p"] = float(binomtest(result["only_first"], differing).pvalue) if differing else 1.0
+    return result
+
+
+def compare_pairs(tables):
+    """`compare_two` of each pair in `{"name": predictions}`: the difference, images gained and lost, McNemar's p.
+
+    With k networks there are k (k - 1) / 2 tests: one in twenty of them is below 0.05 by luck alone.
+    """
+    rows = {}
+    for first, second in combinations(tables, 2):
+        result = compare_two(tables[first], tables[second])
+        rows[f"{second} minus {first}"] = {
+            "difference": with_interval(result, "difference"),
+            "gained": result.get("only_second"),
+            "lost": result.get("only_first"),
+            "McNemar p": result.get("p"),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def metrics_table(metrics):
+    """Every number of `{"name": metrics}` with its 95 % interval, a row a number, a column a name."""
+    keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
+    columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
+    return pd.DataFrame(columns, index=[key.replace("_", " ").replace("auc", "AUC") for key in keys])
+
+
+# ---------------------------------------------------------------- calibration
+
+
+def calibration_error(predictions, bins=10):
+    """Expected calibration error: how far confidence and accuracy lie apart, over `bins` of equal width (Guo 2017)."""
+    table = reliability(predictions, bins)
+    return float((table.images * (table.accuracy - table.confidence).abs()).sum() / table.images.sum())
+
+
+def reliability(predictions, bins=10):
+    """Of each bin of confidence: mean confidence, accuracy and number of images (Guo et al. 2017, arXiv:1706.04599)."""
+    _check(predictions)
+    confidence = predictions[[f"p_{name}" for name in CLASSES]].max(axis=1)
+    bin_ = np.minimum((confidence * bins).astype(int), bins - 1)
+    right = predictions.label.eq(predictions.predicted)
+    table = pd.DataFrame({"confidence": confidence, "accuracy": right, "bin": bin_})
+    return table.groupby("bin").agg(
+        confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), images=("bin", "size")
+    )
+
+
+def fit_temperature(validation):
+    """The number that the logits of `validation` are best divided by (Guo et al. 2017); above 1: too sure."""
+    _check(validation)
+    logits = np.log(validation[[f"p_{name}" for name in CLASSES]].to_numpy().clip(1e-12))
+    own = np.take_along_axis(logits, validation.label.map(CLASSES.index).to_numpy()[:, None], axis=1)[:, 0]
+
+    def loss(log_temperature):
+        scale = np.exp(-log_temperature)
+        return (logsumexp(logits * scale, axis=1) - own * scale).mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def apply_temperature(predictions, temperature):
+    """The same predictions with calmer (above 1) or surer (below 1) probabilities; the class stays."""
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"temperature: {temperature!r} must be a positive number.")
+    columns = [f"p_{name}" for name in CLASSES]
+    logits = np.log(predictions[columns].clip(1e-12)) / temperature
+    return predictions.assign(**dict(zip(columns, softmax(logits.to_numpy(), axis=1).T, strict=True)))
 
 
 def beside_original(predictions, network):
@@ -128,16 +275,26 @@ class Result:
     history: pd.DataFrame
     predictions: pd.DataFrame
     metrics: dict
+    validation: pd.DataFrame | None = None
 
 
-def save_results(run, predictions):
-    """Write `predictions.csv` and `metrics.json` into the folder of `run`; returns the metrics."""
+def save_results(run, predictions, validation=None):
+    """Write `predictions.csv` and `metrics.json` of the test images into the folder of `run`; returns the metrics.
+
+    validation: the predictions of the validation images, kept as `validation.csv` (for `fit_temperature`).
+    """
     metrics = compute_metrics(predictions)
-    with whole_file(Path(run.folder) / "predictions.csv") as path:
-        predictions.to_csv(path, index=False)
+    for name, table in (("validation", validation), ("predictions", predictions)):
+        if table is not None:
+            with whole_file(Path(run.folder) / f"{name}.csv") as path:
+                table.to_csv(path, index=False)
     with whole_file(Path(run.folder) / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1))
     return metrics
+
+
+def _read(path):
+    return pd.read_csv(path, float_precision="round_trip")
 
 
 def load_results(names, folder=None):
@@ -159,9 +316,10 @@ def load_results(names, folder=None):
         results[name] = Result(
             name=newest.name,
             config=json.loads((newest / "config.json").read_text()),
-            history=pd.read_csv(newest / "history.csv", float_precision="round_trip"),
-            predictions=pd.read_csv(newest / "predictions.csv", float_precision="round_trip"),
+            history=_read(newest / "history.csv"),
+            predictions=_read(newest / "predictions.csv"),
             metrics=json.loads((newest / "metrics.json").read_text()),
+            validation=_read(newest / "validation.csv") if (newest / "validation.csv").is_file() else None,
         )
     return results
 
@@ -202,7 +360,9 @@ def compare(results):
 
 def with_interval(metrics, key):
     """A number with its 95 % interval as text, such as "0.897 [0.861, 0.930]"."""
-    low, high = metrics[f"{key}_interval"]
+    if metrics[key] is None:
+        return "cannot be said"
+    low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
     return f"{metrics[key]:.3f} [{low:.3f}, {high:.3f}]"
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from .data import CLASSES, SPLITS, _root, is_sample, read_image, resize
-from .evaluation import ORIGINAL
+from .evaluation import ORIGINAL, calibration_error, compute_metrics, reliability, with_interval
 
 CLASS_COLOURS = {
     "covid": "#D55E00",
@@ -356,4 +356,44 @@ def plot_comparison(table):
         title = "Accuracy with its 95 % interval" + ("" if synthetic else "; diamond: the original")
         axis.set(xlabel="accuracy on the test images", title=title)
         axis.set_xlim(left=max(0, axis.get_xlim()[0]), right=1.02)
+        return figure
+
+
+def plot_roc(predictions):
+    """ROC and precision-recall curve of each class against the other two; areas with their 95 % intervals."""
+    metrics = compute_metrics(predictions)
+    with _figure(1, 2, 10, 4.4) as (figure, axes):
+        roc, pr = axes[0]
+        for name in CLASSES:
+            true, score = predictions.label.eq(name), predictions[f"p_{name}"]
+            if true.all() or not true.any():
+                continue  # without one side there is no curve
+            false_positive, true_positive, _ = roc_curve(true, score)
+            label = f"{name}: AUC {with_interval(metrics, f'auc_{name}')}"
+            roc.plot(false_positive, true_positive, color=CLASS_COLOURS[name], label=label)
+            precision, recall, _ = precision_recall_curve(true, score)
+            pr.plot(recall, precision, color=CLASS_COLOURS[name])
+            pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
+        roc.plot([0, 1], [0, 1], color="0.7", linestyle=":")
+        roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title="ROC")
+        pr.set(
+            xlabel="found (recall)", ylabel="precision", title="Precision and recall; dotted: guessing", ylim=(0, 1.03)
+        )
+        figure.legend(loc="outside lower center", ncols=1, fontsize=9)
+        return figure
+
+
+def plot_reliability(predictions):
+    """Confidence against accuracy in ten bins, for each table of `{"name": table}`; the area of a dot is its images."""
+    with _figure(1, len(predictions), 4.2 * len(predictions), 4.2, sharey=True) as (figure, axes):
+        for axis, (name, table) in zip(axes[0], predictions.items(), strict=True):
+            bins = reliability(table)
+            axis.plot([0.3, 1], [0.3, 1], color="0.7", linestyle=":")
+            axis.plot(bins.confidence, bins.accuracy, color="#0072B2", lw=1)
+            axis.scatter(
+                bins.confidence, bins.accuracy, s=15 + 300 * bins.images / len(table), color="#0072B2", alpha=0.7
+            )
+            axis.set(xlim=(0.3, 1.02), ylim=(-0.03, 1.03), xlabel="confidence", title=name)
+            axis.text(0.32, 0.95, f"calibration error {calibration_error(table):.3f}", fontsize=9)
+        axes[0, 0].set_ylabel("accuracy")
         return figure

@@ -1,0 +1,176 @@
+"""Can the numbers be trusted? Areas, intervals, paired tests and calibration against scikit-learn, scipy and truth."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+from test_evaluation import make_predictions
+
+import xray_utils as xu
+from xray_utils.evaluation import _auc, _draws, _groups, _interval, _statistics, reliability
+
+CLASSES = list(xu.CLASSES)
+COLUMNS = [f"p_{name}" for name in CLASSES]
+
+
+def made(n, accuracy, rng, images_per_group=2, clustered=0.6):
+    """Predictions of known accuracy; in a share of the groups all images are right or wrong together."""
+    group = np.arange(n) // images_per_group
+    together = (rng.random(group.max() + 1) < clustered)[group]
+    luck = np.where(together, rng.random(group.max() + 1)[group], rng.random(n))
+    label = rng.integers(3, size=n)
+    predicted = np.where(luck < accuracy, label, (label + rng.integers(1, 3, size=n)) % 3)
+    columns = {"label": np.array(CLASSES)[label], "predicted": np.array(CLASSES)[predicted], "group": group}
+    return pd.DataFrame({"file": [f"{i}.png" for i in range(n)], **columns})
+
+
+def test_auc_is_that_of_sklearn_with_ties_and_weights():
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(8, size=80) / 8, rng.random(80) < 0.4
+    weights = rng.integers(0, 4, size=(5, 80))
+    wanted = [sk.roc_auc_score(positive, scores, sample_weight=row) for row in weights]
+    assert _auc(scores, positive, weights) == pytest.approx(wanted)
+
+
+def test_every_number_is_that_of_sklearn():
+    table = make_predictions(n=90, seed=3)
+    metrics = xu.compute_metrics(table)
+    assert metrics["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(table.label, table.predicted))
+    assert metrics["macro_f1"] == pytest.approx(sk.f1_score(table.label, table.predicted, average="macro"))
+    recalls = sk.recall_score(table.label, table.predicted, labels=CLASSES, average=None)
+    for name, recall in zip(CLASSES, recalls, strict=True):
+        assert metrics[f"recall_{name}"] == pytest.approx(recall)
+        assert metrics[f"auc_{name}"] == pytest.approx(sk.roc_auc_score(table.label == name, table[f"p_{name}"]))
+        low, high = metrics[f"auc_{name}_interval"]
+        assert low < metrics[f"auc_{name}"] < high
+
+
+def test_intervals_of_independent_images_are_those_of_scipy():
+    table = make_predictions(n=200, accuracy=0.8, seed=1)
+    right = (table.label == table.predicted).to_numpy(float)
+    wanted = stats.bootstrap((right,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+    assert xu.compute_metrics(table)["accuracy_interval"] == pytest.approx(wanted, abs=0.008)
+
+
+def accuracy_interval(table, seed, resamples=200):
+    group = _groups(table)
+    drawn = [_statistics(table, weights[:, group])["accuracy"] for weights in _draws(group.max() + 1, resamples, seed)]
+    return _interval(np.concatenate(drawn))
+
+
+def test_intervals_cover_the_truth_where_errors_are_clustered():
+    rng, covered, naive, n = np.random.default_rng(5), 0, 0, 200
+    for seed in range(n):
+        table = made(240, 0.85, rng, images_per_group=4)
+        low, high = accuracy_interval(table, seed)
+        covered += low <= 0.85 <= high
+        low, high = accuracy_interval(table.assign(group=table.file), seed)
+        naive += low <= 0.85 <= high
+    assert 0.89 <= covered / n <= 0.99  # 200 repetitions leave +-3 points around 0.95
+    assert naive / n < 0.88  # drawing images instead of patients promises too much
+
+
+def test_a_class_that_is_absent_has_no_recall_and_no_area():
+    table = make_predictions(n=60)
+    metrics = xu.compute_metrics(table[table.label != "virus"])
+    assert metrics["recall_virus"] is None and metrics["auc_virus"] is None and metrics["recall_virus_interval"] is None
+    assert xu.with_interval(metrics, "recall_virus") == "cannot be said"
+    seen = [metrics["recall_covid"], metrics["recall_normal"]]
+    assert metrics["balanced_accuracy"] == pytest.approx(np.mean(seen))
+
+
+class TestTwo:
+    first, second = make_predictions(120, 0.6, seed=0), make_predictions(120, 0.6, seed=0)
+    better = second.index < 30
+    second = second.assign(predicted=second.label.where(better, second.predicted))
+
+    def test_paired_on_the_same_images(self):
+        result = xu.compare_two(self.first, self.second)
+        one, two = (table.label.eq(table.predicted) for table in (self.first, self.second))
+        assert result["difference"] == pytest.approx(two.mean() - one.mean())
+        assert (result["only_first"], result["only_second"]) == (0, (two & ~one).sum())
+        assert result["p"] == pytest.approx(2 * 0.5 ** result["only_second"])  # all of the differing ones on one side
+        gain = (two.astype(float) - one.astype(float)).to_numpy()
+        wanted = stats.bootstrap((gain,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+        assert result["difference_interval"] == pytest.approx(wanted, abs=0.01)
+
+    def test_every_pair_has_a_row(self):
+        table = xu.compare_pairs({"a": self.first, "b": self.second, "c": self.first[:60]})
+        assert list(table.index) == ["b minus a", "c minus a", "c minus b"]
+        result = xu.compare_two(self.first, self.second)
+        row = table.loc["b minus a"]
+        assert row["difference"] == xu.with_interval(result, "difference")
+        assert (row["gained"], row["lost"]) == (result["only_second"], 0)
+        assert row["McNemar p"] == result["p"] and pd.isna(table.loc["c minus a", "McNemar p"])
+
+    def test_order_of_the_rows_does_not_matter(self):
+        shuffled = self.second.sample(frac=1, random_state=1)
+        result, wanted = xu.compare_two(self.first, shuffled), xu.compare_two(self.first, self.second)
+        assert {key: result[key] for key in ("difference", "p")} == pytest.approx(
+            {key: wanted[key] for key in ("difference", "p")}
+        )
+
+    def test_with_itself(self):
+        result = xu.compare_two(self.first, self.first)
+        assert result == {"difference": 0, "difference_interval": [0, 0], "only_first": 0, "only_second": 0, "p": 1}
+
+    def test_other_images_give_an_interval_but_no_mcnemar(self):
+        result = xu.compare_two(self.first, self.second[60:])
+        assert set(result) == {"difference", "difference_interval"}
+        low, high = result["difference_interval"]
+        assert low < result["difference"] < high
+
+    def test_labels_that_contradict_are_refused(self):
+        other = self.second.assign(label=np.roll(self.second.label, 1))
+        with pytest.raises(ValueError, match="second: the same images have other labels"):
+            xu.compare_two(self.first, other)
+
+
+def test_metrics_table_holds_every_number():
+    metrics = xu.compute_metrics(make_predictions(60))
+    table = xu.metrics_table({"one": metrics, "other": metrics})
+    wanted = ["accuracy", "balanced accuracy", "macro f1"]
+    wanted += [f"{kind} {name}" for kind in ("recall", "AUC") for name in CLASSES]
+    assert list(table.index) == wanted and list(table.columns) == ["one", "other"]
+    assert table.loc["AUC virus", "one"] == xu.with_interval(metrics, "auc_virus")
+
+
+def sure(temperature, n=4000, seed=0):
+    """Predictions whose probabilities were true before their logits were multiplied by `temperature`."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, 3)) * 1.5
+    label = (logits + rng.gumbel(size=(n, 3))).argmax(axis=1)
+    power = np.exp(logits * temperature)
+    columns = dict(zip(COLUMNS, (power / power.sum(axis=1, keepdims=True)).T, strict=True))
+    names = np.array(CLASSES)
+    return pd.DataFrame({"file": range(n), "label": names[label], "predicted": names[logits.argmax(axis=1)], **columns})
+
+
+def test_temperature_is_found_and_mends_the_calibration():
+    validation, test = sure(2.5), sure(2.5, seed=1)
+    temperature = xu.fit_temperature(validation)
+    assert temperature == pytest.approx(2.5, rel=0.08)
+    calmed = xu.apply_temperature(test, temperature)
+    assert xu.calibration_error(test) > 0.1 > 0.03 > xu.calibration_error(calmed)
+    assert (calmed[COLUMNS].to_numpy().argmax(axis=1) == test[COLUMNS].to_numpy().argmax(axis=1)).all()
+    assert calmed[COLUMNS].sum(axis=1).to_numpy() == pytest.approx(1)
+    with pytest.raises(ValueError, match="temperature: 0 must be a positive number"):
+        xu.apply_temperature(test, 0)
+
+
+def test_calibration_error_by_hand():
+    table = pd.DataFrame(
+        {
+            "file": list("abcd"),
+            "label": ["covid", "covid", "normal", "virus"],
+            "predicted": ["covid", "normal", "normal", "virus"],
+            "p_covid": [0.95, 0.15, 0.3, 0.2],
+            "p_normal": [0.03, 0.75, 0.42, 0.05],
+            "p_virus": [0.02, 0.1, 0.28, 0.75],
+        }
+    )
+    bins = reliability(table)
+    assert bins.images.to_list() == [1, 2, 1] and bins.accuracy.to_list() == [1, 0.5, 1]
+    assert bins.confidence.to_list() == pytest.approx([0.42, 0.75, 0.95])
+    assert xu.calibration_error(table) == pytest.approx((1 * 0.58 + 2 * 0.25 + 1 * 0.05) / 4)
