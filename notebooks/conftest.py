@@ -1,4 +1,4 @@
-"""Notebook tests (`pytest --nbval-lax`) use the bundled sample and outputs of their own."""
+"""Notebook tests (`pytest --nbval-lax`) use the bundled sample, and outputs of each process."""
 
 import os
 import shutil
@@ -10,6 +10,24 @@ OUTPUTS = tempfile.mkdtemp(prefix="xray-notebooks-")
 os.environ.update(
     XRAY_DATA=str(SAMPLE), XRAY_OUTPUTS=OUTPUTS, TQDM_DISABLE="1", HF_HUB_OFFLINE="1"
 )
+
+
+def pytest_configure(config):
+    """Cells of a notebook share a kernel: with `-n`, tests are dealt out file by file."""
+    if getattr(config.option, "dist", "no") != "no":
+        config.option.dist = "loadfile"
+
+
+def pytest_collection_modifyitems(items):
+    """Cells of a notebook stay together and in their order, however tests are shuffled."""
+    first = {}
+    for position, item in enumerate(items):
+        first.setdefault(item.path if hasattr(item, "cell_num") else item, position)
+    items.sort(
+        key=lambda item: (
+            (first[item.path], item.cell_num) if hasattr(item, "cell_num") else (first[item], 0)
+        )
+    )
 
 
 def pytest_unconfigure(config):

@@ -182,12 +182,12 @@ def make_run(folder, network="baseline_cnn", seed=0, saved_at=None):
     config = {
         "network": {"network": network},
         "parameters": 1491,
-        "data": {"protocol": "grouped", "train_images": 170},
+        "data": {"protocol": "grouped", "train_images": 170, "test": "0123456789"},
     }
     (folder / "config.json").write_text(json.dumps(config))
     history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [0.9, 1 / 7, 0.6], "val_accuracy": [0.5, 0.7, 0.8]})
     history.to_csv(folder / "history.csv", index=False)
-    metrics = xu.save_results(SimpleNamespace(folder=folder), make_predictions(seed=seed))
+    metrics = xu.save_results(SimpleNamespace(folder=folder, config=config), make_predictions(seed=seed))
     if saved_at is not None:
         os.utime(folder / "metrics.json", (saved_at, saved_at))
     return metrics
@@ -231,12 +231,13 @@ def test_compare_has_a_row_a_run():
     table = xu.compare(xu.load_results(list(ORIGINAL)))
     assert list(table.index) == list(table.network) == list(ORIGINAL)
     assert list(table.columns) == [
-        *["network", "protocol", "parameters", "train", "epochs", "best epoch", "val accuracy", "test"],
+        *["network", "protocol", "parameters", "train", "epochs", "best epoch", "val accuracy", "test", "test set"],
         *["accuracy", "accuracy 95 %", "macro F1", "macro F1 95 %", "original accuracy", "original macro F1"],
     ]
     for name, row in table.iterrows():
         assert (row.epochs, row["best epoch"], row["val accuracy"]) == (3, 2, 0.7)  # lowest loss, not best accuracy
         assert (row.protocol, row.parameters, row.train, row.test) == ("grouped", 1491, 170, 60)
+        assert row["test set"] == "012345"
         assert (row.accuracy, row["macro F1"]) == (metrics[name]["accuracy"], metrics[name]["macro_f1"])
         assert row["accuracy 95 %"] == with_interval(metrics[name], "accuracy")
         assert row["macro F1 95 %"] == with_interval(metrics[name], "macro_f1")

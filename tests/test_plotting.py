@@ -111,8 +111,8 @@ def test_a_figure_is_drawn_without_warning_and_closed(name, request, tmp_path):
 
 def test_an_error_leaves_no_figure_open(images):
     plt.close("all")
-    with pytest.raises(AttributeError):
-        xu.plot_sizes(images.drop(columns="width"))
+    with pytest.raises(TypeError):
+        xu.plot_sizes(images.assign(width="wide"))
     assert plt.get_fignums() == []
 
 

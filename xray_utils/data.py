@@ -482,27 +482,63 @@ def _root(images):
 # ---------------------------------------------------------------- split
 
 
+def check_whole(argument, value, least=0):
+    """Raise ValueError unless `value` is a whole number of at least `least` (and below 2**32, as seeds must be)."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value < 2**32:
+        raise ValueError(f"{argument}: {value!r} must be a whole number of at least {least} and below 2**32.")
+
+
+def check_table(argument, table, columns, maker):
+    """Raise ValueError unless `table` has rows, these columns without empty cells, and in them known classes only."""
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{argument}: a {type(table).__name__} is no table; pass the one made by {maker}.")
+    for column in columns:
+        if column not in table:
+            raise ValueError(f"{argument}: column {column!r} is missing; pass the table made by {maker}.")
+    if table.empty:
+        raise ValueError(f"{argument}: the table is empty; pass the one made by {maker}.")
+    for column in columns:
+        cells = table[column]
+        if column in ("label", "predicted") and not cells.isin(CLASSES).all():
+            wrong = cells[~cells.isin(CLASSES)].iloc[0]
+            raise ValueError(f"{argument}: {wrong!r} is none of the classes {', '.join(CLASSES)}.")
+        if column == "split" and not cells.isin(SPLITS).all():
+            wrong = cells[~cells.isin(SPLITS)].iloc[0]
+            raise ValueError(f"{argument}: {wrong!r} is none of the sides {', '.join(SPLITS)}.")
+        if cells.isna().any():
+            raise ValueError(f"{argument}: column {column!r} has no value in row {cells.isna().idxmax()!r}; fill it.")
+
+
+def _check_split(protocol, seed, mirror, fractions=(0.7, 0.15, 0.15)):
+    if protocol not in ("grouped", "slides"):
+        raise ValueError(f"protocol: {protocol!r} is unknown. Allowed: 'grouped', 'slides'.")
+    check_whole("seed", seed)
+    if not isinstance(mirror, bool):
+        raise ValueError(f"mirror: {mirror!r} must be True or False.")
+    three = isinstance(fractions, tuple | list) and len(fractions) == 3
+    if not three or not all(isinstance(f, float | int) and f > 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions: {fractions} must be three positive numbers that add up to 1.")
+
+
 def split_images(images, protocol="grouped", seed=0, mirror=True, fractions=(0.7, 0.15, 0.15)):
     """Add the columns `split` (train, val, test) and `mirrored`; unreadable images are left out.
 
     protocol "grouped": stratified by class, a group never on two sides, only training rows mirrored.
     protocol "slides": mirror first, then a plain random split (what the original course project did: most test
     images then have their twin in training). `mirror=False` leaves all mirrored rows out.
-    The order of the rows does not matter. Raises ValueError for an unknown protocol, bad fractions, or no images.
+    The order of the rows does not matter. Raises ValueError for a bad argument, an unknown class, a file that stands
+    twice, or no images.
     """
-    if protocol not in ("grouped", "slides"):
-        raise ValueError(f"protocol: {protocol!r} is unknown. Allowed: 'grouped', 'slides'.")
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"fractions: {fractions} must be three positive numbers that add up to 1.")
-    for column in ("file", "label", "group"):
-        if column not in images:
-            raise ValueError(f"images: column {column!r} is missing; pass the table that find_images returned.")
+    _check_split(protocol, seed, mirror, fractions)
+    check_table("images", images, ["file", "label", "group"], "find_images")
     if "problem" in images:
         images = images[images.problem.eq("")]
     if "mirrored" in images:  # split before: start from the images again
         images = images[~images.mirrored].drop(columns=["split", "mirrored"], errors="ignore")
     if images.empty:
         raise ValueError("images: the table is empty; there is nothing to split.")
+    if images.file.duplicated().any():
+        raise ValueError(f"images: {images.file[images.file.duplicated()].iloc[0]!r} stands twice; one row an image.")
     rows = images.sort_values("file", ignore_index=True).assign(mirrored=False)
     rng = np.random.default_rng(seed)
     if protocol == "slides":
@@ -538,6 +574,7 @@ def _grouped_split(rows, fractions, rng):
 
 def count_split(split):
     """Images per class and side, with totals: the table [classes + all, train, val, test, all]."""
+    check_table("split", split, ["label", "split"], "split_images")
     return pd.crosstab(split.label, split.split, margins=True, margins_name="all").reindex(
         columns=[*SPLITS, "all"], fill_value=0
     )
@@ -627,6 +664,8 @@ def prepare(images, size=224):
 
 def load_data(protocol="grouped", seed=0, mirror=True, size=224):
     """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are."""
+    _check_split(protocol, seed, mirror)  # before the audit, which takes its time
+    check_whole("size", size, 1)
     images = audit_images(find_images(data_dir()))
     data = prepare(split_images(images, protocol=protocol, seed=seed, mirror=mirror), size=size)
     print(describe_images(images))
@@ -636,6 +675,7 @@ def load_data(protocol="grouped", seed=0, mirror=True, size=224):
 
 def describe_images(images):
     """One sentence: how many images, in how many groups, real or synthetic."""
+    check_table("images", images, ["label", "group"], "find_images")
     what = "SYNTHETIC images (the bundled sample)" if is_sample(images) else "real images"
     counts = images.label.value_counts().sort_index()
     classes = ", ".join(f"{name} {n}" for name, n in counts.items())

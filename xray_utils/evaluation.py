@@ -1,5 +1,7 @@
 """From a predictions table (`file, label, predicted, p_covid, p_normal, p_virus`) to numbers that can be compared."""
 
+import csv
+import glob
 import json
 import re
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, classification_report
 
-from .data import CLASSES, outputs_dir, repository_dir, whole_file
+from .data import CLASSES, check_table, check_whole, outputs_dir, repository_dir, whole_file
 
 # What the slides of the original course project report: precision, recall and F1 of each class on its test set.
 ORIGINAL = {
@@ -44,22 +46,41 @@ NOTEBOOKS = {  # the models of the course, and the notebook that trains each
 }
 
 
-def _check(predictions):
-    for column in ("file", "label", "predicted"):
-        if column not in predictions:
-            raise ValueError(f"predictions: column {column!r} is missing; pass the table that predict returned.")
-    if predictions.empty:
-        raise ValueError("predictions: the table is empty.")
-    if wrong := sorted((set(predictions.label) | set(predictions.predicted)) - set(CLASSES)):
-        raise ValueError(f"predictions: {wrong[0]!r} is none of the classes {', '.join(CLASSES)}.")
+PROBABILITIES = [f"p_{name}" for name in CLASSES]
+
+
+def check_predictions(predictions, argument="predictions", needed=()):
+    """Raise ValueError for a missing column, an empty table, an unknown class, or p_... that are no probabilities."""
+    group = ["group"] if "group" in predictions else []
+    check_table(argument, predictions, ["file", "label", "predicted", *group], "predict")
+    for column in (name for name in PROBABILITIES if name in predictions):
+        good = pd.to_numeric(predictions[column], errors="coerce").between(0, 1)
+        if not good.all():
+            file, value = predictions.loc[~good, ["file", column]].iloc[0]
+            raise ValueError(f"{argument}: {column} of {file!r} is {value}; it must be a number from 0 to 1.")
+    check_table(argument, predictions, needed, "predict")
+
+
+def check_dict(argument, tables, hint):
+    """Raise ValueError unless `tables` is a dict with something in it."""
+    if not isinstance(tables, dict) or not tables:
+        raise ValueError(f"{argument}: {type(tables).__name__} of nothing or of no tables; pass {hint}.")
+
+
+def check_histories(argument, histories, *columns):
+    """Raise ValueError unless `histories` is `{"name": table}`, each table with `epoch` and these columns filled."""
+    if not isinstance(histories, dict):
+        raise ValueError(f"{argument}: a {type(histories).__name__} is no dict; pass {{'name': run.history, ...}}.")
+    for name, history in histories.items():
+        check_table(f"{argument}[{name!r}]", history, ["epoch", *columns], "fit")
 
 
 def report(predictions):
     """Precision, recall, F1 and number of images of each class, of their macro average, and the accuracy.
 
-    Raises ValueError for a missing column, an empty table or an unknown class.
+    Raises ValueError for a missing column, an empty table, an unknown class, or p_... that are no probabilities.
     """
-    _check(predictions)
+    check_predictions(predictions)
     rows = classification_report(
         predictions.label, predictions.predicted, labels=list(CLASSES), output_dict=True, zero_division=0
     )
@@ -76,6 +97,8 @@ def compute_metrics(predictions, resamples=2000, seed=0):
     not independent (Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007 for resampling whole clusters). A number
     that the images cannot give (the recall of a class that is absent) is None. `classes` has the rows of `report`.
     """
+    check_whole("resamples", resamples, 1)
+    check_whole("seed", seed)
     table = report(predictions)
     values = {name: value[0] for name, value in _statistics(predictions, np.ones((1, len(predictions)))).items()}
     group = _groups(predictions)
@@ -117,7 +140,7 @@ def _statistics(predictions, weights):
     result["balanced_accuracy"] = np.where(true > 0, recall, 0).sum(axis=1) / (true > 0).sum(axis=1)
     result["macro_f1"] = (2 * right / np.maximum(true + said, 1)).mean(axis=1)
     result |= {f"recall_{name}": recall[:, i] for i, name in enumerate(CLASSES)}
-    if f"p_{CLASSES[0]}" in predictions:
+    if set(PROBABILITIES) <= set(predictions):
         result |= {
             f"auc_{name}": _auc(predictions[f"p_{name}"].to_numpy(), label[:, i], weights)
             for i, name in enumerate(CLASSES)
@@ -145,8 +168,10 @@ def compare_two(first, second, resamples=2000, seed=0):
     Raises ValueError for a table that `report` would refuse, or labels that contradict each other.
     """
     tables = [first, second]
-    for table in tables:
-        _check(table)
+    for argument, table in zip(("first", "second"), tables, strict=True):
+        check_predictions(table, argument)
+    check_whole("resamples", resamples, 1)
+    check_whole("seed", seed)
     keys = [table[["file", *(["mirrored"] if "mirrored" in table else [])]].astype(str).agg("|".join, axis=1)
             for table in tables]  # fmt: skip
     right = [
@@ -179,6 +204,7 @@ def compare_pairs(tables):
 
     With k networks there are k (k - 1) / 2 tests: one in twenty of them is below 0.05 by luck alone.
     """
+    check_dict("tables", tables, "{'name': predictions, ...}")
     rows = {}
     for first, second in combinations(tables, 2):
         result = compare_two(tables[first], tables[second])
@@ -193,6 +219,7 @@ def compare_pairs(tables):
 
 def metrics_table(metrics):
     """Every number of `{"name": metrics}` with its 95 % interval, a row a number, a column a name."""
+    check_dict("metrics", metrics, "{'name': the metrics of save_results, ...}")
     keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
     columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
     return pd.DataFrame(columns, index=[key.replace("_", " ").replace("auc", "AUC") for key in keys])
@@ -209,8 +236,9 @@ def calibration_error(predictions, bins=10):
 
 def reliability(predictions, bins=10):
     """Of each bin of confidence: mean confidence, accuracy and number of images (Guo et al. 2017, arXiv:1706.04599)."""
-    _check(predictions)
-    confidence = predictions[[f"p_{name}" for name in CLASSES]].max(axis=1)
+    check_predictions(predictions, needed=PROBABILITIES)
+    check_whole("bins", bins, 1)
+    confidence = predictions[PROBABILITIES].max(axis=1)
     bin_ = np.minimum((confidence * bins).astype(int), bins - 1)
     right = predictions.label.eq(predictions.predicted)
     table = pd.DataFrame({"confidence": confidence, "accuracy": right, "bin": bin_})
@@ -221,8 +249,8 @@ def reliability(predictions, bins=10):
 
 def fit_temperature(validation):
     """The number that the logits of `validation` are best divided by (Guo et al. 2017); above 1: too sure."""
-    _check(validation)
-    logits = np.log(validation[[f"p_{name}" for name in CLASSES]].to_numpy().clip(1e-12))
+    check_predictions(validation, "validation", PROBABILITIES)
+    logits = np.log(validation[PROBABILITIES].to_numpy().clip(1e-12))
     own = np.take_along_axis(logits, validation.label.map(CLASSES.index).to_numpy()[:, None], axis=1)[:, 0]
 
     def loss(log_temperature):
@@ -234,27 +262,33 @@ def fit_temperature(validation):
 
 def apply_temperature(predictions, temperature):
     """The same predictions with calmer (above 1) or surer (below 1) probabilities; the class stays."""
+    check_predictions(predictions, needed=PROBABILITIES)
     if not 0 < temperature < np.inf:
         raise ValueError(f"temperature: {temperature!r} must be a positive number.")
-    columns = [f"p_{name}" for name in CLASSES]
-    logits = np.log(predictions[columns].clip(1e-12)) / temperature
-    return predictions.assign(**dict(zip(columns, softmax(logits.to_numpy(), axis=1).T, strict=True)))
+    logits = np.log(predictions[PROBABILITIES].clip(1e-12)) / temperature
+    return predictions.assign(**dict(zip(PROBABILITIES, softmax(logits.to_numpy(), axis=1).T, strict=True)))
 
 
 def beside_original(predictions, network):
-    """Our precision, recall and F1 of each class beside those on the slides of the original project."""
+    """Our precision, recall and F1 of each class beside those on the slides of the original project.
+
+    Says aloud that these are other test images, and how many there are on either side.
+    """
     if network not in ORIGINAL:
         raise ValueError(f"network: {network!r} is unknown. Known: {', '.join(ORIGINAL)}.")
     ours, original = report(predictions), ORIGINAL[network]
     theirs = pd.DataFrame.from_dict(original["classes"], "index", columns=["precision", "recall", "f1"])
     theirs.loc["macro avg", "f1"], theirs.loc["accuracy", "f1"] = original["macro_f1"], original["accuracy"]
     theirs.loc["accuracy", "images"] = original["images"]
+    synthetic = "SYNTHETIC " if "source" in predictions and predictions.source.eq("synthetic").any() else ""
+    print(f"Not the same test images: {len(predictions)} {synthetic}ones here, {original['images']} in the original.")
     both = pd.concat({"here": ours, "original": theirs}, axis=1).loc[list(ours.index)]
     return both.astype({("here", "images"): "Int64", ("original", "images"): "Int64"})
 
 
 def best_epochs(histories):
     """Of each history in `{"name": table}`: epochs run, the best one on validation, its loss and accuracy there."""
+    check_histories("histories", histories, "val_loss", "val_accuracy")
     rows = {}
     for name, history in histories.items():
         best = history.loc[history.val_loss.idxmin()]
@@ -278,33 +312,53 @@ class Result:
     validation: pd.DataFrame | None = None
 
 
+TEXT = ("file", "label", "predicted", "group", "source")  # columns of predictions.csv that are no numbers
+FORMULA = r"'*[=+@\t\r-]"  # how a cell begins that a spreadsheet would run, or one that was quoted for it
+
+
 def save_results(run, predictions, validation=None):
     """Write `predictions.csv` and `metrics.json` of the test images into the folder of `run`; returns the metrics.
 
     validation: the predictions of the validation images, kept as `validation.csv` (for `fit_temperature`).
+    Text that a spreadsheet would take for a formula gets a ' in front (https://owasp.org/www-community/attacks/
+    CSV_Injection), which `load_results` takes off again. Raises ValueError when a table (which carries the
+    fingerprint of its images in `attrs`, if `predict` made it) is not of the test or validation images of `run`.
     """
     metrics = compute_metrics(predictions)
+    for argument, side, table in (("validation", "val", validation), ("predictions", "test", predictions)):
+        if table is None:
+            continue
+        fingerprint, attrs = run.config["data"].get(side), table.attrs
+        if attrs.get("fingerprint", fingerprint) != fingerprint or attrs.get("images", len(table)) != len(table):
+            raise ValueError(
+                f"{argument}: {len(table)} rows, the first of {table.file.iloc[0]!r}, are not of the {side} images of "
+                f"{Path(run.folder).name!r}; pass predict(run.model, data.{side}) with the data of its fit."
+            )
     for name, table in (("validation", validation), ("predictions", predictions)):
         if table is not None:
+            text = table[[c for c in TEXT if c in table]].astype(str)
+            text = text.replace(f"^(?={FORMULA})", "'", regex=True)
             with whole_file(Path(run.folder) / f"{name}.csv") as path:
-                table.to_csv(path, index=False)
+                table.assign(**text).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
     with whole_file(Path(run.folder) / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1))
     return metrics
 
 
-def _read(path):
-    return pd.read_csv(path, float_precision="round_trip")
-
-
 def load_results(names, folder=None):
-    """The results of runs by name (of each the one saved last); says aloud which is missing and how to make it."""
+    """The results of runs by name (of each the one saved last); says aloud which is missing and how to make it.
+
+    Raises ValueError for names that are none of a run, FileNotFoundError for a `folder` that is not there.
+    """
+    _check_names(names)
     runs = Path(folder) if folder else outputs_dir("runs")
+    if folder and not runs.is_dir():
+        raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give one of run folders, or None.")
     results = {}
     for name in names:
         candidates = [
             path.parent
-            for path in runs.glob(f"{name}*/metrics.json")
+            for path in runs.glob(f"{glob.escape(name)}*/metrics.json")
             if path.parent.name == name or re.fullmatch(r"-\d+", path.parent.name[len(name) :])
         ]
         if not candidates:
@@ -316,26 +370,39 @@ def load_results(names, folder=None):
         results[name] = Result(
             name=newest.name,
             config=json.loads((newest / "config.json").read_text()),
-            history=_read(newest / "history.csv"),
-            predictions=_read(newest / "predictions.csv"),
+            history=pd.read_csv(newest / "history.csv", float_precision="round_trip"),
+            predictions=_read_predictions(newest / "predictions.csv"),
             metrics=json.loads((newest / "metrics.json").read_text()),
-            validation=_read(newest / "validation.csv") if (newest / "validation.csv").is_file() else None,
+            validation=_read_predictions(newest / "validation.csv") if (newest / "validation.csv").is_file() else None,
         )
     return results
+
+
+def _read_predictions(path):
+    """What `save_results` wrote; no text is taken for a number, an empty cell or a formula."""
+    table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, float_precision="round_trip")
+    text = table[[c for c in TEXT if c in table]].replace(f"^'(?={FORMULA})", "", regex=True)
+    return table.assign(**text)
 
 
 def compare(results):
     """One row a run: network, protocol, images, parameters, epochs, validation and test, and the original's test.
 
-    Raises ValueError when there are no results.
+    Runs with the same `test set` (the start of its fingerprint) were tested on the very same images, others were not.
+    Raises ValueError when there are no results, or their histories lack something.
     """
+    if not isinstance(results, dict):
+        raise ValueError(f"results: a {type(results).__name__} is no dict; pass what load_results returned.")
     if not results:
         raise ValueError("results: there are none; run the notebooks 03, 04 and 05 first.")
+    histories = {name: result.history for name, result in results.items()}
+    check_histories("results", histories, "val_loss", "val_accuracy")
     rows = []
     for name, result in results.items():
         config, metrics, history = result.config, result.metrics, result.history
         best = history.loc[history.val_loss.idxmin()]
         network = config["network"]["network"]
+        original = ORIGINAL.get(network, {"accuracy": np.nan, "macro_f1": np.nan})  # none for a network of your own
         rows.append(
             {
                 "run": name,
@@ -347,12 +414,13 @@ def compare(results):
                 "best epoch": int(best.epoch),
                 "val accuracy": best.val_accuracy,
                 "test": metrics["images"],
+                "test set": config["data"].get("test", "")[:6],
                 "accuracy": metrics["accuracy"],
                 "accuracy 95 %": with_interval(metrics, "accuracy"),
                 "macro F1": metrics["macro_f1"],
                 "macro F1 95 %": with_interval(metrics, "macro_f1"),
-                "original accuracy": ORIGINAL[network]["accuracy"],
-                "original macro F1": ORIGINAL[network]["macro_f1"],
+                "original accuracy": original["accuracy"],
+                "original macro F1": original["macro_f1"],
             }
         )
     return pd.DataFrame(rows).set_index("run")
@@ -360,6 +428,9 @@ def compare(results):
 
 def with_interval(metrics, key):
     """A number with its 95 % interval as text, such as "0.897 [0.861, 0.930]"."""
+    if f"{key}_interval" not in metrics:
+        known = ", ".join(name.removesuffix("_interval") for name in metrics if name.endswith("_interval"))
+        raise ValueError(f"key: {key!r} is no number with an interval. Known: {known}.")
     if metrics[key] is None:
         return "cannot be said"
     low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
@@ -372,10 +443,17 @@ def results_dir():
 
 
 def make_missing_runs(names):
-    """Execute the notebook of each run that is not there yet (its protocol is the default one); say which."""
+    """Execute the notebook of each run that is not there yet (its protocol is the default one); say which.
+
+    Raises ValueError, before anything is executed, for a name that no notebook makes.
+    """
     import nbformat
     from nbclient import NotebookClient
 
+    _check_names(names)
+    for name in names:
+        if name.removesuffix("_sample") != f"{_model_of(name)}_grouped":
+            raise ValueError(f"names: {name!r} is not made by a notebook as it stands; allowed is '..._grouped'.")
     for name in names:
         if (outputs_dir("runs", name) / "metrics.json").is_file():
             continue
@@ -385,6 +463,11 @@ def make_missing_runs(names):
             nbformat.read(notebook, as_version=4), resources={"metadata": {"path": notebook.parent}}
         )
         client.execute()
+
+
+def _check_names(names):
+    if isinstance(names, str) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"names: {names!r} must be a list of run names, such as ['baseline_cnn_grouped'].")
 
 
 def _model_of(name):

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .data import CLASSES
+from .data import CLASSES, check_whole
 
 IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF_STATISTICS = ([0.5] * 3, [0.5] * 3)  # pixels to -1..1
@@ -27,14 +27,10 @@ def _finish(model, spec, statistics):
     return model
 
 
-def _check_classes(num_classes):
-    if not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes: {num_classes!r} must be a whole number of at least 2.")
-
-
 def baseline_cnn(num_classes=3, seed=0):
     """The small CNN of the original project: two conv blocks, 8 and 16 filters; 1,491 parameters for 3 classes."""
-    _check_classes(num_classes)
+    check_whole("num_classes", num_classes, 2)
+    check_whole("seed", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(  # [B, 3, 224, 224]
@@ -58,7 +54,8 @@ def resnet18(weights=None, num_classes=3, seed=0):
     from torchvision.models import ResNet18_Weights
     from torchvision.models import resnet18 as torchvision_resnet18
 
-    _check_classes(num_classes)
+    check_whole("num_classes", num_classes, 2)
+    check_whole("seed", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = torchvision_resnet18(num_classes=num_classes)
@@ -114,7 +111,8 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
     """
     import transformers
 
-    _check_classes(num_classes)
+    check_whole("num_classes", num_classes, 2)
+    check_whole("seed", seed)
     names = CLASSES if num_classes == len(CLASSES) else [f"class {i}" for i in range(num_classes)]
     labels = dict(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
     with torch.random.fork_rng(devices=[]):
@@ -188,4 +186,6 @@ def logits_of(model, images):
 
 def count_parameters(model, trainable=False):
     """Number of parameters, or of those that are trained."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: {model!r} is no network; pass a torch.nn.Module, such as baseline_cnn().")
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)

@@ -216,11 +216,13 @@ def draw_phantom(label, seed, size=(256, 256), image=0, tint=False):
     seed: the patient, an integer >= 0; image: which of the patient's images, an integer >= 0.
     size: (height, width) in pixels, 32 or more. tint: blue, as some scanned films are.
     Returns the image, uint8 [H, W] ([H, W, 3] with tint), and the lung mask, bool [H, W].
-    Raises ValueError for another label.
+    Raises ValueError for another label, or a size below 32.
     """
     if label not in LABELS:
-        raise ValueError(f"unknown label {label!r}: use one of {', '.join(LABELS)}")
+        raise ValueError(f"label: {label!r} is unknown. Allowed: {', '.join(LABELS)}.")
     height, width = size
+    if min(height, width) < 32:
+        raise ValueError(f"size: {size} must be (height, width) of at least 32 pixels each.")
     rng = np.random.default_rng([seed, 2, image])
     scale = min(height, width) / rng.uniform(1.16, 1.32)  # pixels in a lung height
     turn, stretch = rng.normal(0, 0.03), rng.uniform(0.95, 1.06)  # lean; breath held deeper or less
@@ -307,7 +309,7 @@ def draw_sample(folder=SAMPLE, seed=0):
     if manifest.exists():
         with manifest.open(newline="", encoding="utf-8") as file:
             if any(row.get("source") != "synthetic" for row in csv.DictReader(file)):
-                raise FileExistsError(f"{manifest} lists other images than the sample's: give another folder")
+                raise FileExistsError(f"folder: {manifest} lists other images than the sample's. Give another folder.")
 
     rng = np.random.default_rng([seed, 4])
     patients = 1 + rng.permutation(len(LABELS) * len(IMAGES_PER_PATIENT)).reshape(len(LABELS), -1)

@@ -9,8 +9,18 @@ import seaborn as sns
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from .data import CLASSES, SPLITS, _root, is_sample, read_image, resize
-from .evaluation import ORIGINAL, calibration_error, compute_metrics, reliability, with_interval
+from .data import CLASSES, SPLITS, PreparedData, _root, check_table, check_whole, is_sample, read_image, resize
+from .evaluation import (
+    ORIGINAL,
+    PROBABILITIES,
+    calibration_error,
+    check_dict,
+    check_histories,
+    check_predictions,
+    compute_metrics,
+    reliability,
+    with_interval,
+)
 
 CLASS_COLOURS = {
     "covid": "#D55E00",
@@ -32,6 +42,7 @@ STYLE = {
         "axes.titleweight": "bold",
     },
     **{"axes.titlelocation": "left", "legend.frameon": False, "image.cmap": "gray"},
+    "text.parse_math": False,  # a name with $ is no formula
 }
 
 
@@ -61,8 +72,25 @@ def _show(axes, pixels, title="", **options):
 # ---------------------------------------------------------------- data
 
 
+def _readable(images, *columns, maker="find_images"):
+    """The rows without a `problem`. Raises ValueError for a bad table, or when no image of it can be read."""
+    check_table("images", images, columns, maker)
+    images = images[images.problem.eq("")] if "problem" in images else images
+    if images.empty:
+        raise ValueError("images: none of them can be read; the column problem says why.")
+    return images
+
+
+def _check_data(data):
+    if not isinstance(data, PreparedData):
+        raise ValueError(f"data: a {type(data).__name__} is no prepared set; pass what prepare or load_data returned.")
+
+
 def plot_examples(images, per_class=5, seed=0):
     """Random images of each class as they are on disk, a row a class."""
+    images = _readable(images, "file", "label")
+    check_whole("per_class", per_class, 1)
+    check_whole("seed", seed)
     with _figure(len(CLASSES), per_class, 1.9 * per_class, 6.2) as (figure, axes):
         for row, name in zip(axes, CLASSES, strict=True):
             some = images[images.label.eq(name)]
@@ -70,8 +98,11 @@ def plot_examples(images, per_class=5, seed=0):
             for axis in row:
                 axis.axis("off")
             for axis, file in zip(row, some.file, strict=False):
-                image = read_image(_root(images) / file)
-                _show(axis, image, f"{image.width} x {image.height}")
+                try:
+                    image = read_image(_root(images) / file)
+                    _show(axis, image, f"{image.width} x {image.height}")
+                except (OSError, ValueError):  # before an audit there may be such files
+                    axis.set_title("cannot be read", fontsize=9, fontweight="normal", loc="center", y=0.5)
             row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
                         fontsize=13, fontweight="bold", color=CLASS_COLOURS[name])  # fmt: skip
         _call_synthetic(figure, is_sample(images))
@@ -80,7 +111,9 @@ def plot_examples(images, per_class=5, seed=0):
 
 def plot_class_balance(images):
     """Images and groups (patients) of each class."""
-    counts = images.groupby("label").agg(images=("file", "size"), patients=("group", "nunique")).reindex(CLASSES)
+    check_table("images", images, ["file", "label", "group"], "find_images")
+    counts = images.groupby("label").agg(images=("file", "size"), patients=("group", "nunique"))
+    counts = counts.reindex(CLASSES, fill_value=0)
     with _figure(width=6, height=3) as (figure, axes):
         positions = np.arange(len(CLASSES))
         for shift, (column, alpha) in zip((-0.2, 0.2), (("images", 1), ("patients", 0.45)), strict=True):
@@ -95,6 +128,7 @@ def plot_class_balance(images):
 
 def plot_sizes(images):
     """Width against height, and the aspect, of each class."""
+    images = _readable(images, "label", "width", "height", maker="audit_images")
     with _figure(1, 2, 10, 3.8) as (figure, axes):
         scatter, aspect = axes[0]
         for name in CLASSES:
@@ -113,7 +147,8 @@ def plot_sizes(images):
 
 def plot_colour(images):
     """Colour modes of the files, and the tint (mean blue minus mean red) of each image."""
-    modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES)
+    images = _readable(images, "label", "mode", "tint", maker="audit_images")
+    modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES, fill_value=0)
     with _figure(1, 2, 10, 3.4) as (figure, axes):
         left = np.zeros(len(CLASSES))
         for mode, shade in zip(modes, np.linspace(0.85, 0.25, len(modes.columns)), strict=True):
@@ -139,6 +174,9 @@ def plot_colour(images):
 
 def plot_mean_images(images, size=128, at_most=150):
     """Mean image of each class over at most `at_most` images, and its difference from the mean of all."""
+    images = _readable(images, "file", "label")
+    check_whole("size", size, 1)
+    check_whole("at_most", at_most, 1)
     means = {}
     present = [name for name in CLASSES if images.label.eq(name).any()]
     for name in present:
@@ -161,6 +199,7 @@ def plot_mean_images(images, size=128, at_most=150):
 
 def plot_images_per_patient(images):
     """How many patients have one image, two, three, ..."""
+    check_table("images", images, ["label", "group"], "find_images")
     counts = images.groupby(["label", "group"]).size().rename("images").reset_index()
     table = pd.crosstab(counts["images"], counts.label).reindex(columns=CLASSES, fill_value=0)
     with _figure(width=8, height=3.2) as (figure, axes):
@@ -173,12 +212,22 @@ def plot_images_per_patient(images):
 
 
 def plot_preparation(images, data, count=4, seed=0):
-    """Images as they are on disk above the same images as prepared: size x size, three channels."""
-    rows = data.train.rows[~data.train.rows.mirrored].sample(count, random_state=seed)
+    """Images as they are on disk above the same images as prepared: size x size, three channels.
+
+    Raises ValueError when `data` was made from other images than `images`.
+    """
+    check_table("images", images, ["file", "mode"], "audit_images")
+    _check_data(data)
+    check_whole("count", count, 1)
+    check_whole("seed", seed)
+    rows = data.train.rows[~data.train.rows.mirrored]
+    rows = rows.sample(min(count, len(rows)), random_state=seed)
+    if other := sorted(set(rows.file) - set(images.file)):
+        raise ValueError(f"images: {other[0]!r} of data is none of them; pass the table that data was made from.")
     with _figure(2, count, 2.3 * count, 5) as (figure, axes):
         for column, (index, file) in enumerate(rows.file.items()):
             before = read_image(_root(images) / file)
-            mode = images.set_index("file")["mode"].get(file, "")
+            mode = images.set_index("file")["mode"][file]
             _show(axes[0, column], before, f"{before.width} x {before.height}, {mode}")
             after = data.train.take([index])[0]
             _show(axes[1, column], after, " x ".join(map(str, after.shape)))
@@ -188,6 +237,8 @@ def plot_preparation(images, data, count=4, seed=0):
 
 def plot_mirroring(data, seed=0):
     """A training image and its mirrored row."""
+    _check_data(data)
+    check_whole("seed", seed)
     rows = data.train.rows
     twins = rows[rows.mirrored & rows.file.isin(rows.file[~rows.mirrored])]
     if twins.empty:
@@ -203,6 +254,9 @@ def plot_mirroring(data, seed=0):
 
 def plot_split(splits):
     """Images per class and side for each named split: `{"slides": table, "grouped": table}`."""
+    check_dict("splits", splits, '{"name": table of split_images}')
+    for name, split in splits.items():
+        check_table(f"splits[{name!r}]", split, ["label", "split"], "split_images")
     with _figure(1, len(splits), 4.6 * len(splits), 3.2, sharey=True) as (figure, axes):
         for axis, (name, split) in zip(axes[0], splits.items(), strict=True):
             table = pd.crosstab(split.split, split.label).reindex(index=SPLITS, columns=CLASSES, fill_value=0)
@@ -259,8 +313,12 @@ def plot_residual_block():
 def plot_patches(pixels, patch_size, synthetic=False):
     """A prepared image [H, W, 3], and the patches of `patch_size` pixels that a ViT reads it as.
 
-    Raises ValueError when the image cannot be cut into whole patches.
+    Raises ValueError for anything but uint8 pixels, and when the image cannot be cut into whole patches.
     """
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        what = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise ValueError(f"pixels: {what} must be uint8 [H, W, 3], such as data.train.take([0])[0].")
+    check_whole("patch_size", patch_size, 1)
     height, width = pixels.shape[:2]
     if height % patch_size or width % patch_size:
         raise ValueError(f"patch_size: {patch_size} does not divide {height}x{width} pixels.")
@@ -288,6 +346,8 @@ def plot_history(histories):
     """
     several = isinstance(histories, dict)
     histories = histories if several else {"": histories}
+    check_dict("histories", histories, "run.history or {'name': run.history}")
+    check_histories("histories", histories, "train_loss", "val_loss", "train_accuracy", "val_accuracy")
     with _figure(1, 2, 10, 3.6) as (figure, axes):
         for i, (name, history) in enumerate(histories.items()):
             others = sns.color_palette("colorblind", 10)[i % 10]
@@ -314,6 +374,9 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
     predictions: the table of one run, or `{"name": table}` for several in one figure, titled by their names.
     """
     tables = predictions if isinstance(predictions, dict) else {title: predictions}
+    check_dict("predictions", tables, "the table made by predict or {'name': table}")
+    for table in tables.values():
+        check_predictions(table)
     columns = min(2, len(tables))
     rows = -(-len(tables) // columns)
     with _figure(rows, columns, 4.4 * columns, 4.1 * rows) as (figure, axes):
@@ -335,16 +398,17 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
 def plot_comparison(table):
     """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds).
 
-    Runs on the synthetic sample have nothing to stand beside: they get no diamond.
+    Runs on the synthetic sample, and networks of your own, have nothing to stand beside: they get no diamond.
     """
+    check_table("table", table, ["network", "accuracy", "accuracy 95 %"], "compare")
     with _figure(width=8.5, height=1.2 + 0.55 * len(table)) as (figure, axes):
         axis = axes[0, 0]
         for row, (name, run) in enumerate(table.iterrows()):
             low, high = (float(v) for v in run["accuracy 95 %"].split("[")[1].rstrip("]").split(","))
-            colour = MODEL_COLOURS[run.network]
+            colour = MODEL_COLOURS.get(run.network, "0.4")
             axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
-            if not name.endswith("_sample"):
+            if run.network in ORIGINAL and not name.endswith("_sample"):
                 axis.plot(ORIGINAL[run.network]["accuracy"], row, "D", mfc="none", mec="black", markersize=8)
             axis.annotate(f"{run.accuracy:.3f}", (run.accuracy, row), (0, 8), textcoords="offset points", ha="center",
                           fontsize=9)  # fmt: skip
@@ -361,6 +425,7 @@ def plot_comparison(table):
 
 def plot_roc(predictions):
     """ROC and precision-recall curve of each class against the other two; areas with their 95 % intervals."""
+    check_predictions(predictions, needed=PROBABILITIES)
     metrics = compute_metrics(predictions)
     with _figure(1, 2, 10, 4.4) as (figure, axes):
         roc, pr = axes[0]
@@ -385,6 +450,7 @@ def plot_roc(predictions):
 
 def plot_reliability(predictions):
     """Confidence against accuracy in ten bins, for each table of `{"name": table}`; the area of a dot is its images."""
+    check_dict("predictions", predictions, "{'name': predictions, ...}")
     with _figure(1, len(predictions), 4.2 * len(predictions), 4.2, sharey=True) as (figure, axes):
         for axis, (name, table) in zip(axes[0], predictions.items(), strict=True):
             bins = reliability(table)

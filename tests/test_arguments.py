@@ -1,0 +1,484 @@
+"""Wrong input to any public function: an error that names the argument, the value and what is allowed."""
+
+import inspect
+import json
+import re
+import warnings
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nbconvert import HTMLExporter
+from nbformat import v4
+from PIL import Image
+from test_evaluation import make_predictions
+
+import xray_utils as xu
+from xray_utils import phantoms
+from xray_utils.data import PreparedData
+from xray_utils.evaluation import ORIGINAL, Result
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)
+CLASSES = "covid, normal, virus"
+HISTORY = pd.DataFrame(
+    {"epoch": [1, 2], "train_loss": 0.9, "val_loss": [0.8, 0.7], "train_accuracy": 0.5, "val_accuracy": 0.6}
+)
+PREDICTIONS = make_predictions()
+
+
+def make_images(folder, per_class=6, name="{label}/{i}.png"):
+    """A small folder of noise, a patient an image, found and audited."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for label in xu.CLASSES:
+        for i in range(per_class):
+            file = name.format(label=label, i=i)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (24, 24), dtype=np.uint8)).save(folder / file)
+            rows.append({"file": file, "label": label, "patient_id": file, "source": file})
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    return xu.audit_images(xu.find_images(folder))
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory):
+    """What the calls below spoil: images, their split, their prepared set."""
+    folder = tmp_path_factory.mktemp("images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        images = make_images(folder)
+        split = xu.split_images(images)
+        data = xu.prepare(split, size=32)
+    return SimpleNamespace(images=images, split=split, data=data, folder=folder, other=images.assign(file="other.png"))
+
+
+def result(**options):
+    config = {"network": {"network": "vit"}, "parameters": 9, "data": {"protocol": "grouped", "train_images": 5}}
+    parts = dict(name="vit", config=config, history=HISTORY, predictions=PREDICTIONS)
+    return Result(**{**parts, "metrics": xu.compute_metrics(PREDICTIONS, 10), **options})
+
+
+def run_of(things, folder):
+    """A run that was fitted on `things.data`, as far as `save_results` looks at it."""
+    folder.mkdir()
+    return SimpleNamespace(folder=folder, config={"data": {"test": things.data.test.fingerprint()}})
+
+
+def predictions_of(split):
+    """Predictions that say of which images they are."""
+    table = split.rows[["file", "label"]].assign(predicted="covid")
+    table.attrs = {"fingerprint": split.fingerprint(), "images": len(split)}
+    return table
+
+
+def spoilt(table, row=0, **cells):
+    """A copy of `table` with other cells in one row."""
+    table = table.copy()
+    for column, value in cells.items():
+        table[column] = table[column].astype(object)
+        table.loc[table.index[row], column] = value
+    return table
+
+
+def tables(argument, use, columns, label="label"):
+    """The rows of a function that takes a table: no table, an empty one, one without a column, with wrong cells."""
+    yield argument, "dict", "table", lambda t: use(t, lambda table: {"label": ["covid"]})
+    yield argument, "empty", "table", lambda t: use(t, lambda table: table[:0])
+    for column in columns:
+        yield argument, repr(column), "is missing", lambda t, c=column: use(t, lambda table: table.drop(columns=c))
+    if label in columns:
+        yield argument, "'flu'", CLASSES, lambda t: use(t, lambda table: spoilt(table, **{label: "flu"}))
+        yield argument, "nan", CLASSES, lambda t: use(t, lambda table: spoilt(table, **{label: np.nan}))
+
+
+def whole(argument, least, call, values=("3", 1.5, None, True)):
+    """The rows of an argument that is a whole number."""
+    for value in (*values, least - 1, 2**32):
+        yield argument, repr(value), f"whole number of at least {least}", lambda t, v=value: call(t, **{argument: v})
+
+
+def images_rows(function, *columns):
+    return tables("images", lambda t, spoil: function(spoil(t.images)), columns)
+
+
+def predictions_rows(use, argument="predictions"):
+    yield from tables(argument, lambda t, spoil: use(spoil(PREDICTIONS)), ["file", "label", "predicted"])
+    wrong = {"predicted": [("flu", CLASSES), (None, CLASSES)], "p_covid": [(np.nan, "0 to 1"), (1.5, "0 to 1")]}
+    wrong |= {"p_virus": [(-0.1, "0 to 1"), ("high", "0 to 1")], "group": [(None, "no value in row 0")]}
+    for column, values in wrong.items():
+        for value, allowed in values:
+            shown = {"group": "'group'", "predicted": repr(value)}.get(column, f"{column} of '0.png' is {value}")
+            call = lambda t, c=column, v=value: use(spoilt(PREDICTIONS, **{c: v}))  # noqa: E731
+            yield argument, shown, allowed, call
+
+
+def histories_rows(argument, use):
+    yield argument, "list", "run.history" if argument == "histories" else "load_results", lambda t: use([HISTORY])
+    for column in ("epoch", "val_loss", "val_accuracy"):
+        name = f"{argument}['one']"
+        yield name, repr(column), "is missing", lambda t, c=column: use({"one": HISTORY.drop(columns=c)})
+        yield name, repr(column), "row 1", lambda t, c=column: use({"one": spoilt(HISTORY, 1, **{c: np.nan})})
+    yield f"{argument}['one']", "empty", "fit", lambda t: use({"one": HISTORY[:0]})
+
+
+def compare(histories):
+    if isinstance(histories, dict):
+        histories = {name: result(history=history) for name, history in histories.items()}
+    return xu.compare(histories)
+
+
+def draw(function, *arguments, **options):
+    return lambda t, **more: function(*(getattr(t, name) for name in arguments), **options, **more)
+
+
+SEED = [("seed", 0)]
+LOST = pd.DataFrame({"file": ["a.png"], "label": ["covid"], "group": ["a"], "split": ["train"], "mirrored": [False]})
+
+# Of each function: argument, a word for the value, a word for what is allowed, the call.
+WRONG = {
+    # data: find, audit, split, prepare
+    "find_images": [("folder", "nowhere", "Give the one that holds", lambda t: xu.find_images("nowhere"))],
+    "download_images": [("source", "'mnist'", "radiography", lambda t: xu.download_images("mnist"))],
+    "audit_images": [("images", "lost its folder", "find_images", lambda t: xu.audit_images(LOST))],
+    "read_image": [("", "manifest.csv", "image", lambda t: xu.read_image(t.folder / "manifest.csv"))],
+    "split_images": [
+        *images_rows(xu.split_images, "file", "label", "group"),
+        ("images", "'group'", "no value", lambda t: xu.split_images(spoilt(t.images, group=None))),
+        ("images", "twice", "one row an image", lambda t: xu.split_images(pd.concat([t.images, t.images]))),
+        ("protocol", "'random'", "'grouped', 'slides'", lambda t: xu.split_images(t.images, "random")),
+        ("mirror", "'no'", "True or False", lambda t: xu.split_images(t.images, mirror="no")),
+        *[
+            ("fractions", str(f), "add up to 1", lambda t, f=f: xu.split_images(t.images, fractions=f))
+            for f in (None, 0.7, "abc", (0.7, 0.3), (0.5, 0.5, 0), (0.9, 0.9, 0.9), (0.7, float("nan"), 0.1))
+        ],
+        *whole("seed", 0, draw(xu.split_images, "images")),
+    ],
+    "count_split": [
+        *tables("split", lambda t, spoil: xu.count_split(spoil(t.split)), ["label", "split"]),
+        ("split", "'dev'", "train, val, test", lambda t: xu.count_split(spoilt(t.split, split="dev"))),
+    ],
+    "describe_images": [*images_rows(xu.describe_images, "label", "group")],
+    "prepare": [
+        ("images", "'split'", "split_images", lambda t: xu.prepare(t.images)),
+        ("images", "'val'", "too few", lambda t: xu.prepare(t.split[t.split.split.ne("val")])),
+        ("size", "0", "positive whole number", lambda t: xu.prepare(t.split, size=0)),
+    ],
+    "load_data": [
+        ("protocol", "'random'", "'grouped', 'slides'", lambda t: xu.load_data("random")),
+        ("mirror", "1", "True or False", lambda t: xu.load_data(mirror=1)),
+        *whole("seed", 0, lambda t, **options: xu.load_data(**options)),
+        *whole("size", 1, lambda t, **options: xu.load_data(**options)),
+    ],
+    # networks
+    "baseline_cnn": [*whole("num_classes", 2, draw(xu.baseline_cnn)), *whole("seed", 0, draw(xu.baseline_cnn))],
+    "resnet18": [
+        *whole("num_classes", 2, draw(xu.resnet18)),
+        *whole("seed", 0, draw(xu.resnet18)),
+        ("weights", "nowhere.pth", ".safetensors or .pth", lambda t: xu.resnet18("nowhere.pth")),
+    ],
+    "vit": [
+        *whole("num_classes", 2, draw(xu.vit, weights=None)),
+        *whole("seed", 0, draw(xu.vit, weights=None)),
+    ],
+    "count_parameters": [("model", "'vit'", "torch.nn.Module", lambda t: xu.count_parameters("vit"))],
+    # training
+    "fit": [("epochs", "0", "at least 1", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", epochs=0))],
+    "load_run": [("run", "'nothing'", "Train it first", lambda t: xu.load_run("nothing"))],
+    # predictions and results
+    "report": [*predictions_rows(xu.report)],
+    "compute_metrics": [
+        *predictions_rows(xu.compute_metrics),
+        *whole("resamples", 1, lambda t, **options: xu.compute_metrics(PREDICTIONS, **options)),
+        *whole("seed", 0, lambda t, **options: xu.compute_metrics(PREDICTIONS, **options)),
+    ],
+    "beside_original": [
+        *predictions_rows(lambda table: xu.beside_original(table, "vit")),
+        ("network", "'alexnet'", ", ".join(ORIGINAL), lambda t: xu.beside_original(PREDICTIONS, "alexnet")),
+    ],
+    "best_epochs": [*histories_rows("histories", xu.best_epochs)],
+    "save_results": [*predictions_rows(lambda table: xu.save_results(None, table))],  # more below
+    "load_results": [
+        ("names", "'vit_grouped'", "list of run names", lambda t: xu.load_results("vit_grouped")),
+        ("names", "'../vit_grouped'", "list of run names", lambda t: xu.load_results(["../vit_grouped"])),
+        ("names", "3", "list of run names", lambda t: xu.load_results([3])),
+        ("names", "'alexnet'", "vit", lambda t: xu.load_results(["alexnet"])),
+        ("names", "'vi*'", "vit", lambda t: xu.load_results(["vi*"])),
+        ("folder", "'nowhere'", "run folders, or None", lambda t: xu.load_results(["vit_grouped"], "nowhere")),
+    ],
+    "make_missing_runs": [
+        ("names", "'vit_grouped'", "list of run names", lambda t: xu.make_missing_runs("vit_grouped")),
+        ("names", "'alexnet'", "vit", lambda t: xu.make_missing_runs(["vit_grouped", "alexnet"])),
+        ("names", "'vit_slides'", "..._grouped", lambda t: xu.make_missing_runs(["vit_grouped", "vit_slides"])),
+    ],
+    "compare": [*histories_rows("results", compare), ("results", "none", "notebooks 03", lambda t: xu.compare({}))],
+    "compare_two": [
+        *predictions_rows(lambda table: xu.compare_two(table, PREDICTIONS), "first"),
+        *predictions_rows(lambda table: xu.compare_two(PREDICTIONS, table), "second"),
+        *whole("resamples", 1, lambda t, **options: xu.compare_two(PREDICTIONS, PREDICTIONS, **options)),
+        *whole("seed", 0, lambda t, **options: xu.compare_two(PREDICTIONS, PREDICTIONS, **options)),
+    ],
+    "compare_pairs": [
+        ("tables", "list", "{'name'", lambda t: xu.compare_pairs([PREDICTIONS])),
+        *predictions_rows(lambda table: xu.compare_pairs({"one": PREDICTIONS, "two": table}), "second"),
+    ],
+    "metrics_table": [("metrics", "dict of nothing", "save_results", lambda t: xu.metrics_table({}))],
+    "calibration_error": [
+        *predictions_rows(xu.calibration_error),
+        ("predictions", "'p_virus'", "is missing", lambda t: xu.calibration_error(PREDICTIONS.drop(columns="p_virus"))),
+        *whole("bins", 1, lambda t, **options: xu.calibration_error(PREDICTIONS, **options)),
+    ],
+    "fit_temperature": [
+        *predictions_rows(xu.fit_temperature, "validation"),
+        ("validation", "'p_virus'", "is missing", lambda t: xu.fit_temperature(PREDICTIONS.drop(columns="p_virus"))),
+    ],
+    "apply_temperature": [
+        *predictions_rows(lambda table: xu.apply_temperature(table, 1)),
+        *[
+            ("temperature", repr(value), "positive number", lambda t, v=value: xu.apply_temperature(PREDICTIONS, v))
+            for value in (0, -1.5, float("nan"), float("inf"))
+        ],
+    ],
+    "with_interval": [
+        ("key", "'loss'", "accuracy, macro_f1", lambda t: xu.with_interval(result().metrics, "loss")),
+    ],
+    # figures
+    "plot_examples": [
+        *images_rows(xu.plot_examples, "file", "label"),
+        ("images", "none of them", "problem", lambda t: xu.plot_examples(t.images.assign(problem="broken"))),
+        *whole("per_class", 1, draw(xu.plot_examples, "images")),
+        *whole("seed", 0, draw(xu.plot_examples, "images")),
+    ],
+    "plot_class_balance": [*images_rows(xu.plot_class_balance, "file", "label", "group")],
+    "plot_sizes": [*images_rows(xu.plot_sizes, "label", "width", "height")],
+    "plot_colour": [*images_rows(xu.plot_colour, "label", "mode", "tint")],
+    "plot_mean_images": [
+        *images_rows(xu.plot_mean_images, "file", "label"),
+        *whole("size", 1, draw(xu.plot_mean_images, "images")),
+        *whole("at_most", 1, draw(xu.plot_mean_images, "images")),
+    ],
+    "plot_images_per_patient": [*images_rows(xu.plot_images_per_patient, "label", "group")],
+    "plot_preparation": [
+        *tables("images", lambda t, spoil: xu.plot_preparation(spoil(t.images), t.data), ["file", "mode"]),
+        ("images", ".png' of data", "made from", lambda t: xu.plot_preparation(t.other, t.data)),
+        ("data", "DataFrame", "prepare", lambda t: xu.plot_preparation(t.images, t.split)),
+        *whole("count", 1, draw(xu.plot_preparation, "images", "data")),
+        *whole("seed", 0, draw(xu.plot_preparation, "images", "data")),
+    ],
+    "plot_mirroring": [
+        ("data", "DataFrame", "prepare", lambda t: xu.plot_mirroring(t.split)),
+        *whole("seed", 0, draw(xu.plot_mirroring, "data")),
+    ],
+    "plot_split": [
+        ("splits", "DataFrame", '{"name": table', lambda t: xu.plot_split(t.split)),
+        ("splits", "dict of nothing", '{"name": table', lambda t: xu.plot_split({})),
+        *tables("splits['a']", lambda t, spoil: xu.plot_split({"a": spoil(t.split)}), ["label", "split"]),
+        ("splits['a']", "'dev'", "train, val, test", lambda t: xu.plot_split({"a": spoilt(t.split, split="dev")})),
+    ],
+    "plot_patches": [
+        *[
+            ("pixels", word, "uint8 [H, W, 3]", lambda t, p=pixels: xu.plot_patches(p, 8))
+            for word, pixels in {
+                "list": [[0]],
+                "float64 (8, 8, 3)": np.full((8, 8, 3), np.nan),
+                "uint8 (8, 8)": np.zeros((8, 8), np.uint8),
+                "uint8 (8, 8, 4)": np.zeros((8, 8, 4), np.uint8),
+            }.items()
+        ],
+        ("patch_size", "5", "8x8 pixels", lambda t: xu.plot_patches(np.zeros((8, 8, 3), np.uint8), 5)),
+        *whole("patch_size", 1, lambda t, **options: xu.plot_patches(np.zeros((8, 8, 3), np.uint8), **options)),
+    ],
+    "plot_history": [
+        ("histories", "dict of nothing", "run.history", lambda t: xu.plot_history({})),
+        ("histories['one']", "list", "fit", lambda t: xu.plot_history({"one": [1, 2]})),
+        *[
+            ("histories['one']", repr(c), "missing", lambda t, c=c: xu.plot_history({"one": HISTORY.drop(columns=c)}))
+            for c in HISTORY
+        ],
+        ("histories['']", "'val_loss'", "row 0", lambda t: xu.plot_history(HISTORY.assign(val_loss=np.nan))),
+        ("histories['']", "empty", "fit", lambda t: xu.plot_history(HISTORY[:0])),
+    ],
+    "plot_confusion_matrix": [
+        *predictions_rows(xu.plot_confusion_matrix),
+        *predictions_rows(lambda table: xu.plot_confusion_matrix({"one": PREDICTIONS, "two": table})),
+        ("predictions", "dict of nothing", "predict", lambda t: xu.plot_confusion_matrix({})),
+    ],
+    "plot_roc": [
+        *predictions_rows(xu.plot_roc),
+        ("predictions", "'p_virus'", "is missing", lambda t: xu.plot_roc(PREDICTIONS.drop(columns="p_virus"))),
+    ],
+    "plot_reliability": [
+        ("predictions", "dict of nothing", "{'name'", lambda t: xu.plot_reliability({})),
+        *predictions_rows(lambda table: xu.plot_reliability({"one": PREDICTIONS, "two": table})),
+    ],
+    "plot_comparison": [
+        *tables(
+            "table",
+            lambda t, spoil: xu.plot_comparison(spoil(xu.compare({"vit": result()}))),
+            ["network", "accuracy", "accuracy 95 %"],
+        ),
+    ],
+}
+NOTHING_TO_CHECK = {  # functions without arguments, or that take anything
+    "check_environment": "no argument",
+    "data_dir": "no argument; XRAY_DATA is tested in test_split",
+    "results_dir": "no argument",
+    "plot_residual_block": "no argument",
+    "outputs_dir": "parts of any path",
+    "is_sample": "asks a table where it came from; any that does not know is none of the sample",
+    "resize": "PIL's own errors: a loop over every pixel of the course goes through it",
+    "predict": "an empty split and broken weights: in test_training",
+}
+
+
+def test_every_public_function_has_its_rows():
+    public = {name for name in dir(xu) if inspect.isfunction(getattr(xu, name)) and not name.startswith("_")}
+    assert public == WRONG.keys() | NOTHING_TO_CHECK.keys()
+    assert not WRONG.keys() & NOTHING_TO_CHECK.keys() and all(WRONG.values())
+    for name, reason in NOTHING_TO_CHECK.items():
+        assert reason.startswith("no argument") == (not inspect.signature(getattr(xu, name)).parameters), name
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_named_with_what_is_allowed(name, things):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for argument, value, allowed, call in WRONG[name]:
+            with pytest.raises((ValueError, OSError)) as caught:
+                call(things)
+            message = str(caught.value)
+            assert message.startswith(f"{argument}: " if argument else ""), message
+            assert value in message and allowed in message, f"{value} / {allowed}: {message}"
+    assert matplotlib.pyplot.get_fignums() == [], "a refused figure is left open"
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [(dict(label="flu"), "label: 'flu'"), (dict(label=None), "label: None"), (dict(size=(8, 64)), "size: (8, 64)")],
+)
+def test_phantoms_refuse_what_they_cannot_draw(options, argument):
+    with pytest.raises(ValueError, match=re.escape(argument)):
+        phantoms.draw_phantom(**{"label": "covid", "seed": 0, **options})
+
+
+# ---------------------------------------------------------------- what does not belong together
+
+
+def test_results_of_other_images_are_refused(things, tmp_path):
+    run, data = run_of(things, tmp_path / "run"), things.data
+    for table in (
+        predictions_of(data.val),
+        predictions_of(data.train),
+        predictions_of(data.test)[:-1],
+        pd.concat([predictions_of(data.test)] * 2),
+    ):
+        with pytest.raises(ValueError, match=rf"predictions: {len(table)} rows, the first of .* 'run'; pass predict"):
+            xu.save_results(run, table)
+    assert list(run.folder.iterdir()) == [], "a refused table is to leave nothing behind"
+    xu.save_results(run, predictions_of(data.test).sample(frac=1, random_state=0))
+    xu.save_results(run, pd.DataFrame(predictions_of(data.test).to_dict("list")))  # one that says nothing is believed
+
+
+def test_beside_the_original_says_that_the_images_are_others(capsys):
+    xu.beside_original(PREDICTIONS, "vit")
+    assert "Not the same test images: 60 ones here, 180 in the original." in capsys.readouterr().out
+    xu.beside_original(PREDICTIONS.assign(source="synthetic"), "resnet18")
+    assert "60 SYNTHETIC ones here, 360 in the original." in capsys.readouterr().out
+
+
+def test_a_comparison_shows_which_runs_had_the_same_test_images():
+    def on(test, network="vit"):
+        config = result().config
+        data = {**config["data"], "test": test}
+        return result(config={**config, "network": {"network": network}, "data": data})
+
+    table = xu.compare({"a": on("abcdef0"), "b": on("abcdef0", "Sequential"), "c": on("fedcba0")})
+    assert table["test set"].to_list() == ["abcdef", "abcdef", "fedcba"]
+    assert table["original accuracy"].isna().to_list() == [False, True, False]  # none for a network of one's own
+    xu.plot_comparison(table)
+
+
+# ---------------------------------------------------------------- broken images, absent classes, odd names
+
+
+def test_unreadable_images_are_left_out_of_the_figures(tmp_path):
+    images = make_images(tmp_path, per_class=11)
+    broken = images.file[0]
+    (tmp_path / broken).write_bytes(b"broken")
+    found = xu.find_images(tmp_path)
+    titles = [axis.get_title() for axis in xu.plot_examples(found, per_class=11).axes]
+    assert titles.count("cannot be read") == 1 and titles.count("24 x 24") == 32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        audited = xu.audit_images(found)
+        for plot in (xu.plot_examples, xu.plot_sizes, xu.plot_colour, xu.plot_mean_images):  # all 24 x 24, too
+            plot(audited).canvas.draw()
+        points = xu.plot_sizes(audited).axes[0].collections
+    assert sum(len(part.get_offsets()) for part in points) == 32
+
+
+def test_a_class_may_be_absent(things):
+    images = things.images[things.images.label.ne("virus")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("examples", "class_balance", "sizes", "colour", "mean_images", "images_per_patient"):
+            figure = getattr(xu, f"plot_{name}")(images)
+            figure.canvas.draw()
+            assert not any("nan" in text.get_text() for text in figure.findobj(matplotlib.text.Text)), name
+
+
+def test_a_name_with_a_dollar_is_no_formula():
+    name = r"$\frac{a$ und $b$"
+    figures = [
+        xu.plot_history({name: HISTORY, "two": HISTORY}),
+        xu.plot_confusion_matrix({name: PREDICTIONS}),
+        xu.plot_confusion_matrix(PREDICTIONS, title=name),
+        xu.plot_split({name: LOST}),
+        xu.plot_comparison(xu.compare({name: result()})),
+    ]
+    for figure in figures:
+        figure.canvas.draw()  # a broken formula fails here
+        texts = [text for text in figure.findobj(matplotlib.text.Text) if "frac" in text.get_text()]
+        assert texts and all(text.get_text() == name and not text.get_parse_math() for text in texts)
+
+
+def test_twelve_histories_are_all_drawn():
+    assert len(xu.plot_history({str(i): HISTORY for i in range(12)}).axes[0].lines) == 36
+
+
+NASTY = ['=HYPERLINK("http://x","y")', "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "'=1", "''@x", "'plain", "NA", "007"]
+
+
+def test_no_cell_of_a_table_begins_like_a_formula_and_all_come_back(things, tmp_path):
+    table = make_predictions(n=len(NASTY)).assign(file=NASTY, group=NASTY, source=NASTY)
+    run = run_of(things, tmp_path / "vit_grouped")
+    (run.folder / "config.json").write_text(json.dumps(run.config))
+    HISTORY.to_csv(run.folder / "history.csv", index=False)
+    xu.save_results(run, table)
+    raw = pd.read_csv(run.folder / "predictions.csv", dtype=str, keep_default_na=False)
+    assert not raw[["file", "group", "source"]].stack().str.match(r"[=+@\t\r-]").any()
+    again = xu.load_results(["vit_grouped"], tmp_path)["vit_grouped"].predictions
+    pd.testing.assert_frame_equal(again, table, check_exact=True)
+
+
+def test_pages_escape_what_comes_from_file_names(tmp_path):
+    script = "<img src=x onerror=alert(1)>"
+    images = make_images(tmp_path, name="{label}_{i}_" + script + ".png")
+    assert images.file.str.contains("<img", regex=False).all()
+    predictions = images[["file", "label", "group", "source"]].assign(predicted="covid")
+    shown = [images, predictions, xu.compare({script: result(name=script)}), xu.count_split(xu.split_images(images))]
+    outputs = [v4.new_output("display_data", {"text/html": table._repr_html_()}) for table in shown]
+    outputs += [v4.new_output("stream", text=f"{text}\n") for text in (images.file[0], xu.describe_images(images))]
+    style = xu.beside_original(predictions, "vit").style.format(precision=2, na_rep="")
+    outputs.append(v4.new_output("display_data", {"text/html": style.to_html()}))
+    outputs.append(v4.new_output("error", ename="ValueError", evalue=script, traceback=[f"ValueError: {script}"]))
+    page, _ = HTMLExporter().from_notebook_node(v4.new_notebook(cells=[v4.new_code_cell("1", outputs=outputs)]))
+    assert "onerror=alert(1)" in page and "<img src=x" not in page
+
+
+def test_prepared_data_is_what_the_figures_ask_for(things):
+    assert isinstance(things.data, PreparedData)
+    xu.plot_preparation(things.images, things.data, count=99)  # more than there are: all of them
