@@ -65,6 +65,11 @@ class TestContract:
     def test_the_page_says_that_its_images_are_synthetic(self, path):
         assert any("SYNTHETIC images" in text_of(output) for cell in cells_of(path) for output in cell.outputs)
 
+    def test_every_picture_can_be_read_aloud(self, path):
+        for cell in cells_of(path):
+            if any("image/png" in output.get("data", {}) for output in cell.outputs):
+                assert len(cell.metadata.get("alt", "")) > 30, cell.source
+
     def test_the_kernel_is_any_python(self, path):
         assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
 
