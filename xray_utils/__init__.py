@@ -31,6 +31,13 @@ from .evaluation import report as report
 from .evaluation import results_dir as results_dir
 from .evaluation import save_results as save_results
 from .evaluation import with_interval as with_interval
+from .explain import change_data as change_data
+from .explain import change_split as change_split
+from .explain import judge as judge
+from .explain import load_external as load_external
+from .explain import plant_marker as plant_marker
+from .explain import try_to_break as try_to_break
+from .explain import verdict as verdict
 from .models import VIT_NAME as VIT_NAME
 from .models import baseline_cnn as baseline_cnn
 from .models import count_parameters as count_parameters
@@ -41,7 +48,9 @@ from .plotting import plot_colour as plot_colour
 from .plotting import plot_comparison as plot_comparison
 from .plotting import plot_confusion_matrix as plot_confusion_matrix
 from .plotting import plot_examples as plot_examples
+from .plotting import plot_experiments as plot_experiments
 from .plotting import plot_history as plot_history
+from .plotting import plot_home_and_away as plot_home_and_away
 from .plotting import plot_images_per_patient as plot_images_per_patient
 from .plotting import plot_mean_images as plot_mean_images
 from .plotting import plot_mirroring as plot_mirroring

@@ -463,3 +463,45 @@ def plot_reliability(predictions):
             axis.text(0.32, 0.95, f"calibration error {calibration_error(table):.3f}", fontsize=9)
         axes[0, 0].set_ylabel("accuracy")
         return figure
+
+
+def plot_experiments(table):
+    """Balanced accuracy of each experiment of `judge` with its interval; a diamond where innocent data would be."""
+    check_dict("table", dict(table), "the table made by judge")
+    with _figure(width=8.5, height=1.2 + 0.55 * len(table)) as (figure, axes):
+        axis = axes[0, 0]
+        for row, (_, found) in enumerate(table.iterrows()):
+            guilty = found.low > found.innocent
+            colour = "#D55E00" if guilty else "#0072B2"
+            axis.plot([found.low, found.high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
+            axis.plot(found["balanced accuracy"], row, "o", color=colour, markersize=9)
+            axis.annotate(f"{found['balanced accuracy']:.2f}", (found["balanced accuracy"], row), (0, 8),
+                          textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+            axis.plot(found.innocent, row, "D", mfc="none", mec="black", markersize=8)
+        axis.set_yticks(range(len(table)), table.index)
+        axis.set_ylim(len(table) - 0.4, -1)
+        title = "Told apart without a look at the lungs; diamond: innocent data"
+        axis.set(xlabel="balanced accuracy, of every image", title=title, xlim=(0, 1.02))
+        return figure
+
+
+def plot_home_and_away(internal, external):
+    """Probability of covid by true class, at home and elsewhere: predictions tables of the same network.
+
+    A point an image; the AUC of covid against normal stands in the title. Classes that are absent have no column.
+    """
+    tables = {"at home (test images)": internal, "elsewhere": external}
+    with _figure(1, 2, 10, 4, sharey=True) as (figure, axes):
+        for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+            check_predictions(table, "internal" if axis is axes[0, 0] else "external", PROBABILITIES)
+            two = table[table.label.isin(["covid", "normal"])]
+            area = with_interval(compute_metrics(two), "auc_covid")
+            sns.stripplot(
+                x=table.label, y=table.p_covid, order=CLASSES, hue=table.label, palette=CLASS_COLOURS, size=4,
+                alpha=0.6, jitter=0.3, legend=False, ax=axis,
+            )  # fmt: skip
+            counts = table.label.value_counts()
+            axis.set_xticks(range(len(CLASSES)), [f"{label}\n{counts.get(label, 0)} images" for label in CLASSES])
+            axis.set(xlabel="", ylabel="probability of covid", ylim=(-0.03, 1.03))
+            axis.set_title(f"{name}\ncovid against normal: AUC {area}", fontsize=11)
+        return figure

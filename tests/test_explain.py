@@ -1,0 +1,181 @@
+"""The experiments that try to break a result: they must accuse where something was planted, and acquit where not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import xray_utils as xu
+from xray_utils import explain
+from xray_utils.data import PreparedData, repository_dir
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        patch.setenv("XRAY_DATA", str(repository_dir() / "data" / "sample"))
+        return xu.load_data(size=64)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(1, 256, (3, 50, 50, 3), dtype=np.uint8)
+
+
+# ---------------------------------------------------------------- changed pixels
+
+
+def test_centre_and_border_make_up_the_picture(pixels):
+    border, centre = explain.hide_centre(pixels), explain.hide_border(pixels)
+    assert (border + centre == pixels).all()
+    assert (border[:, 6:44, 6:44] == 0).all() and (centre[:, :6] == 0).all() and (centre[:, :, 44:] == 0).all()
+    assert (border == 0).all(axis=-1).mean() == pytest.approx((38 / 50) ** 2)
+
+
+def test_grey_has_no_colour_and_blur_no_texture(pixels):
+    grey = explain.grey(pixels)
+    assert (grey == grey[..., :1]).all() and np.abs(grey[..., 0] - pixels.mean(axis=-1)).max() <= 0.5
+    blurred = explain.blur(pixels)
+    assert blurred.shape == pixels.shape and blurred.dtype == np.uint8
+    assert blurred.std() < 0.1 * pixels.std() and abs(blurred.mean() - pixels.mean()) < 3
+
+
+def test_a_changed_split_is_taken_changed_and_is_other_data(data):
+    changed = xu.change_split(data.test, "only the border")
+    assert (changed.take([0, 2]) == explain.hide_centre(data.test.take([0, 2]))).all()
+    assert len(changed) == len(data.test) and (changed.labels == data.test.labels).all()
+    prints = {split.fingerprint() for split in (data.test, changed, xu.change_split(data.test, "grey"))}
+    assert len(prints) == 3
+    assert xu.change_split(data.test, lambda pixels: pixels).fingerprint() != changed.fingerprint()
+    whole = xu.change_data(data, "heavy blur")
+    assert (whole.val.take([1]) == explain.blur(data.val.take([1]))).all() and whole.settings == data.settings
+
+
+# ---------------------------------------------------------------- guessing
+
+
+def rows(n, images_per_group=4):
+    group = np.arange(n) // images_per_group
+    label = np.random.default_rng(1).integers(3, size=group.max() + 1)[group]
+    return pd.DataFrame({"file": [f"{i}.png" for i in range(n)], "label": np.array(xu.CLASSES)[label], "group": group})
+
+
+def test_a_guess_finds_what_tells_the_class():
+    table = rows(120)
+    answers = explain.guess(pd.get_dummies(table.label).to_numpy(float), table)
+    assert answers.label.eq(answers.predicted).all()
+    assert list(answers.file) == list(table.file)
+
+
+def test_a_guess_knows_no_patient():
+    table = rows(240)
+    patients = np.random.default_rng(2).normal(size=(table.group.nunique(), 40))[table.group]  # tells the patient only
+    answers = explain.guess(patients, table)
+    assert answers.label.eq(answers.predicted).mean() < 0.5
+    alone = explain.guess(patients, table.assign(group=table.file))  # the same, were every image its own patient
+    assert alone.label.eq(alone.predicted).mean() > 0.8
+
+
+def test_a_guess_needs_groups_enough():
+    with pytest.raises(ValueError, match="folds: 5 are more than the 1 groups of class"):
+        explain.guess(np.zeros((12, 1)), rows(12).assign(label=["covid"] * 4 + ["virus"] * 8))
+
+
+def test_all_images_stand_once_and_unmirrored(data):
+    split = explain.all_images(data)
+    assert len(split) == 121 and split.rows.file.is_unique and not split.rows.mirrored.any()
+    where = data.test.rows.index[0]
+    same = split.rows.index[split.rows.file == data.test.rows.file[where]]
+    assert (split.take(same)[0] == data.test.take([where])[0]).all()
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def test_innocent_phantoms_are_acquitted(data):
+    table = xu.judge(xu.try_to_break(data))
+    assert table.loc["16 x 16, shuffled labels", "low"] <= 1 / 3
+    assert (table.images == 121).all() and (table.low < table["balanced accuracy"]).all()
+    sentence = xu.verdict(table)
+    assert sentence.startswith("No shortcut found")
+    assert f"{table.loc['metadata only', 'balanced accuracy']:.2f}" in sentence
+
+
+def test_a_stamp_in_the_corner_is_accused(data):
+    stamped = {side: xu.plant_marker(getattr(data, side)) for side in ("train", "val", "test")}
+    rows = pd.concat([split.rows.assign(n=i) for i, split in enumerate(stamped.values())], ignore_index=True)
+    pixels = np.concatenate([split.pixels for split in stamped.values()])
+    keep = np.flatnonzero(~rows.file.duplicated())
+    whole = explain.Split(rows.loc[keep].reset_index(drop=True), pixels, keep)
+    assert whole.rows.label.value_counts().to_dict() == {"normal": 41, "covid": 40, "virus": 40}
+    empty = explain.Split(whole.rows[:0], pixels, keep[:0])
+    marked = PreparedData(whole, empty, empty, data.settings)
+    table = xu.judge(xu.try_to_break(marked))
+    assert table.loc["only the border", "low"] > 0.6 > table.loc["metadata only", "high"]
+    assert xu.verdict(table).startswith("ACCUSED: with only the border")
+    assert f"{table.loc['only the border', 'balanced accuracy']:.0%}" in xu.verdict(table)
+
+
+def test_a_size_that_goes_with_the_class_is_accused(data):
+    width = data.train.rows.label.map({"covid": 300, "normal": 200, "virus": 250})
+    train = explain.Split(data.train.rows.assign(width=width), data.train.pixels, data.train.positions)
+    empty = explain.Split(data.val.rows[:0], data.val.pixels, data.val.positions[:0])
+    table = xu.judge(xu.try_to_break(PreparedData(train, empty, empty, data.settings)))
+    assert xu.verdict(table).startswith("ACCUSED: with metadata only")
+
+
+def test_the_stamp_goes_with_the_class_and_can_be_swapped(data):
+    marked, swapped = xu.plant_marker(data.test), xu.plant_marker(data.test, shift=1)
+    corner = {
+        label: marked.take(np.flatnonzero(data.test.rows.label == label)[:1])[0, 2:6, 2:6, 0] for label in xu.CLASSES
+    }
+    assert all(
+        (corner[a] != corner[b]).any() for a, b in (("covid", "normal"), ("normal", "virus"), ("virus", "covid"))
+    )
+    covid = np.flatnonzero(data.test.rows.label == "covid")[:1]
+    assert (swapped.take(covid)[0, 2:6, 2:6, 0] == corner["normal"]).all()
+    assert (marked.take([0])[0, 8:] == data.test.take([0])[0, 8:]).all()
+
+
+# ---------------------------------------------------------------- another hospital
+
+
+def hospital(folder, images):
+    """A folder of images `{file: pixels}` with a patient of their own, or that of the second part of the pair."""
+    table = []
+    for file, image in images.items():
+        image, patient = image if isinstance(image, tuple) else (image, file)
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / file)
+        table.append({"file": file, "label": file.split("/")[0], "patient_id": patient, "view": "AP"})
+    pd.DataFrame(table).to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def test_what_training_knows_is_left_out_of_an_external_set(tmp_path, capsys):
+    from xray_utils.phantoms import draw_phantom
+
+    own = [draw_phantom("covid", seed, (96, 96))[0] for seed in range(4)]
+    home = hospital(tmp_path / "home", {f"covid/{i}.png": image for i, image in enumerate(own)} | {
+        f"normal/{i}.png": draw_phantom("normal", 50 + i, (96, 96))[0] for i in range(2)})  # fmt: skip
+    new = [draw_phantom("covid", 100 + seed, (96, 96))[0] for seed in range(3)]
+    away = hospital(
+        tmp_path / "away",
+        {
+            "covid/copy.png": own[0],
+            "covid/small.png": np.asarray(Image.fromarray(own[1]).resize((80, 80))),
+            "covid/mirror.png": own[2][:, ::-1],
+            "covid/known_patient.png": (new[0], "covid/3.png"),
+            "covid/new1.png": new[1],
+            "covid/new2.png": new[2],
+        },
+    )
+    images = xu.audit_images(xu.find_images(home))
+    external = xu.load_external(away, images, size=64)
+    assert sorted(external.rows.file) == ["covid/new1.png", "covid/new2.png"]
+    assert external.take([0, 1]).shape == (2, 64, 64, 3) and set(external.rows["view"]) == {"AP"}
+    said = capsys.readouterr().out
+    assert "left out: 3 that training has too, 1 of patients in training" in said
+    with pytest.raises(ValueError, match="holds no image that training does not know"):
+        xu.load_external(home, images)

@@ -1,0 +1,240 @@
+"""Does a classifier read the disease, or where the image comes from? Experiments that try to break a result.
+
+What can be told without looking at the lungs: logistic regressions, each image answered by a model that has seen no
+image of its patient. What is left in another hospital: `load_external` and `external_metrics`.
+"""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFilter
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from .data import (
+    CLASSES,
+    SPLITS,
+    PreparedData,
+    Split,
+    _audit_one,
+    _root,
+    audit_images,
+    check_table,
+    find_images,
+    read_image,
+    resize,
+)
+from .evaluation import PROBABILITIES, compute_metrics
+
+CENTRE = (0.12, 0.88)  # of the height and the width: the box that holds the lungs on most radiographs
+
+
+def hide_centre(pixels):
+    """The border alone: the box that holds the lungs is black (Maguolo & Nanni 2021, PMC8086233). [B, H, W, 3]."""
+    low, high = (round(share * pixels.shape[1]) for share in CENTRE)
+    pixels = pixels.copy()
+    pixels[:, low:high, low:high] = 0
+    return pixels
+
+
+def hide_border(pixels):
+    """The box that holds the lungs alone: everything around it is black. [B, H, W, 3]."""
+    return pixels - hide_centre(pixels)
+
+
+def blur(pixels, radius=8):
+    """A heavy Gaussian blur of `radius` pixels: tone and outline stay, the texture of the lungs goes."""
+    return np.stack([np.asarray(Image.fromarray(one).filter(ImageFilter.GaussianBlur(radius))) for one in pixels])
+
+
+def grey(pixels):
+    """The mean of the three channels in each of them: no colour."""
+    return np.repeat(pixels.mean(axis=-1, keepdims=True).round().astype(np.uint8), 3, axis=-1)
+
+
+CHANGES = {"grey": grey, "heavy blur": blur, "only the centre": hide_border, "only the border": hide_centre}
+
+
+class ChangedSplit(Split):
+    """One side of a prepared set whose pixels pass through `change` when they are taken."""
+
+    change = None
+
+    def take(self, indices):
+        """The changed images at `indices` as uint8 [B, size, size, 3]."""
+        return self.change(super().take(indices))
+
+    def fingerprint(self):
+        """sha256 over rows and changed pixels: a run on these is another run."""
+        digest = hashlib.sha256(self.rows[["file", "label", "mirrored"]].to_csv(index=False).encode())
+        for start in range(0, len(self), 256):
+            digest.update(self.take(np.arange(start, min(start + 256, len(self)))).tobytes())
+        return digest.hexdigest()
+
+
+def change_split(split, change):
+    """`split` with pixels changed by one of `CHANGES` (by name), or by a function of uint8 [B, H, W, 3].
+
+    Raises ValueError for an unknown name.
+    """
+    if not callable(change) and change not in CHANGES:
+        raise ValueError(f"change: {change!r} is unknown. Allowed: {', '.join(map(repr, CHANGES))}, or a function.")
+    changed = ChangedSplit(split.rows, split.pixels, split.positions)
+    changed.change = change if callable(change) else CHANGES[change]
+    return changed
+
+
+def change_data(data, change):
+    """All three sides through `change_split`: to train on changed images too."""
+    sides = {name: change_split(getattr(data, name), change) for name in SPLITS}
+    return PreparedData(**sides, settings=data.settings, is_sample=data.is_sample)
+
+
+def plant_marker(split, shift=0, share=0.07):
+    """A copy of `split`, in memory, with a stamp in the upper left corner that goes with the class.
+
+    Stripes for covid, columns for normal, a chessboard for virus; `shift=1` gives each class the stamp of the next.
+    share: width of the stamp, of that of the picture.
+    """
+    pixels = split.take(np.arange(len(split)))
+    width = max(4, round(share * pixels.shape[1]))
+    y, x = np.indices((width, width)) // 2 % 2
+    stamps = np.stack([y, x, y ^ x]).astype(np.uint8)[..., None] * 255  # [classes, width, width, 1]
+    pixels[:, 2 : 2 + width, 2 : 2 + width] = stamps[(split.labels + shift) % len(CLASSES)]
+    return Split(split.rows.assign(mirrored=False), pixels, np.arange(len(split)))
+
+
+# ---------------------------------------------------------------- without the lungs
+
+
+def guess(features, rows, seed=0, folds=5):
+    """The answers of a logistic regression on `features` [images, d] to each image, as a predictions table.
+
+    Cross-validated over groups: no image is answered by a model that has seen its patient. `rows` needs the columns
+    file, label and group. Raises ValueError when a class has fewer groups than there are folds.
+    """
+    check_table("rows", rows, ["file", "label", "group"], "audit_images")
+    groups = rows.groupby("label").group.nunique()
+    if groups.min() < folds:
+        raise ValueError(f"folds: {folds} are more than the {groups.min()} groups of class {groups.idxmin()!r}.")
+    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    with threadpool_limits(1):  # the same bits on any number of cores
+        found = cross_val_predict(
+            model, features, rows.label.to_numpy(), groups=rows.group.to_numpy(), cv=split, method="predict_proba"
+        )
+    present = sorted(rows.label.unique())
+    table = rows[["file", "label", "group"]].reset_index(drop=True)
+    table["predicted"] = np.array(present)[found.argmax(axis=1)]
+    probabilities = pd.DataFrame(found, columns=[f"p_{name}" for name in present])
+    return pd.concat([table, probabilities.reindex(columns=PROBABILITIES, fill_value=0.0)], axis=1)
+
+
+def metadata_features(images):
+    """What `audit_images` noted of each file: width, height, aspect, tint and mode. [images, d]."""
+    check_table("images", images, ["width", "height", "mode", "tint"], "audit_images")
+    columns = images[["width", "height", "tint"]].astype(float).assign(aspect=np.log(images.width / images.height))
+    return np.hstack([columns.to_numpy(), pd.get_dummies(images["mode"]).to_numpy(float)])
+
+
+def thumbnail_features(split, size=16):
+    """Each image of `split` as `size` x `size` pixels of three channels, in a row: [images, size * size * 3]."""
+    indices = np.arange(len(split))
+    small = [resize(Image.fromarray(split.take(indices[i : i + 1])[0]), size) for i in indices]
+    return np.stack(small).reshape(len(small), -1).astype(float)
+
+
+def all_images(data):
+    """All images of a prepared set once, unmirrored, as one `Split`."""
+    rows = pd.concat([getattr(data, name).rows.assign(position=getattr(data, name).positions) for name in SPLITS])
+    rows = rows[~rows.mirrored].sort_values("file").drop_duplicates("file").reset_index(drop=True)
+    return Split(rows.drop(columns=["position", "split"]), data.train.pixels, rows.position.to_numpy())
+
+
+def try_to_break(data, seed=0):
+    """Answers that no honest look at the lungs is needed for: `{"experiment": predictions}`, of every image of `data`.
+
+    Logistic regressions (`guess`) on the metadata of the files, on the border of the picture, on the whole picture
+    shrunk to 16 x 16 pixels, and on that with shuffled labels (each group keeps one: what luck gives).
+    """
+    split = all_images(data)
+    rows = split.rows
+    whole = thumbnail_features(split)
+    one = rows.groupby("group").label.first()
+    lottery = pd.Series(np.random.default_rng(seed).permutation(one), one.index)
+    return {
+        "metadata only": guess(metadata_features(rows), rows, seed),
+        "only the border": guess(thumbnail_features(change_split(split, "only the border")), rows, seed),
+        "16 x 16 pixels": guess(whole, rows, seed),
+        "16 x 16, shuffled labels": guess(whole, rows.assign(label=rows.group.map(lottery)), seed),
+    }
+
+
+AT_CHANCE = ("metadata only", "only the border")  # what tells nothing of the class in an innocent data set
+
+
+def judge(experiments):
+    """A table of `try_to_break`: balanced accuracy with its interval, and what an innocent data set would give."""
+    rows = {}
+    for name, predictions in experiments.items():
+        metrics = compute_metrics(predictions)
+        chance = 1 / predictions.label.nunique()
+        innocent = chance if name in (*AT_CHANCE, "16 x 16, shuffled labels") else np.nan
+        rows[name] = {"balanced accuracy": metrics["balanced_accuracy"], "images": metrics["images"]}
+        rows[name]["low"], rows[name]["high"] = metrics["balanced_accuracy_interval"]
+        rows[name]["innocent"] = innocent
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def verdict(table):
+    """One sentence on the data set, filled in by the numbers of `judge`: accused, or nothing found."""
+    found = table.loc[list(AT_CHANCE)]
+    guilty = found[found.low > found.innocent]
+    if guilty.empty:
+        return (
+            "No shortcut found: neither metadata nor the border of the picture tells the classes apart "
+            f"(balanced accuracy {', '.join(f'{v:.2f}' for v in found['balanced accuracy'])}; "
+            f"{found.innocent.iloc[0]:.2f} is guessing). That acquits the data of these two, and of nothing else."
+        )
+    worst = guilty["balanced accuracy"].idxmax()
+    row = guilty.loc[worst]
+    return (
+        f"ACCUSED: with {worst}, without a look at a lung, {row['balanced accuracy']:.0%} [{row.low:.0%}, "
+        f"{row.high:.0%}] of each class are recognised, where an innocent data set would give {row.innocent:.0%}. "
+        "What a network scores on this data may be where the images come from, not the disease."
+    )
+
+
+# ---------------------------------------------------------------- another hospital
+
+
+def load_external(folder, images, size=224, near=0.95):
+    """The images of `folder`, which no network has seen, as one `Split`; what training could know is left out, aloud.
+
+    images: the audited table that the networks were trained from. Left out are files that cannot be read, exact, near
+    or mirrored duplicates of `images` (as `audit_images` finds them), and patients that are in it. Classes may be
+    absent. Raises ValueError when nothing is left.
+    """
+    external = audit_images(find_images(folder, least_classes=1), near)
+    external = external[external.problem.eq("")].reset_index(drop=True)
+    ours, theirs = (
+        np.array([_audit_one(_root(table) / file)[1] for file in table.file[table.problem.eq("")]])
+        for table in (images.assign(problem=images.get("problem", "")), external)
+    )
+    mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
+    twin = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
+    patient = (external.patient.notna() & external.patient.isin(images.patient)).to_numpy()
+    print(
+        f"{len(external)} external images; left out: {twin.sum()} that training has too, "
+        f"{(patient & ~twin).sum()} of patients in training."
+    )
+    external = external[~twin & ~patient].reset_index(drop=True)
+    if external.empty:
+        raise ValueError(f"folder: {str(folder)!r} holds no image that training does not know.")
+    print(", ".join(f"{name} {n}" for name, n in external.label.value_counts().sort_index().items()))
+    pixels = np.stack([resize(read_image(_root(external) / file), size) for file in external.file])
+    return Split(external.assign(mirrored=False), pixels, np.arange(len(external)))
