@@ -59,7 +59,7 @@ def _show(axes, pixels, title="", **options):
 
 def _check_dict(argument, tables, hint):
     if not isinstance(tables, dict) or not tables:
-        raise ValueError(f"{argument}: {type(tables).__name__} of nothing or of no tables; pass {hint}.")
+        raise ValueError(f"{argument}: there is no table by name in this {type(tables).__name__}; pass {hint}.")
 
 
 def _readable(images, *columns, maker="find_images"):
@@ -138,7 +138,7 @@ def plot_sizes(images):
 def plot_colour(images):
     """Colour modes of the files, and the tint (mean blue minus mean red) of each image."""
     images = _readable(images, "label", "mode", "tint", maker="audit_images")
-    modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES, fill_value=0)
+    modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES)
     with _figure(1, 2, 10, 3.4) as (figure, axes):
         left = np.zeros(len(CLASSES))
         for mode, shade in zip(modes, np.linspace(0.85, 0.25, len(modes.columns)), strict=True):
