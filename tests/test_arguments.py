@@ -18,7 +18,7 @@ from test_evaluation import make_predictions
 
 import xray_utils as xu
 from xray_utils import phantoms
-from xray_utils.data import PreparedData
+from xray_utils.data import PreparedData, Split
 from xray_utils.evaluation import ORIGINAL, Result
 
 matplotlib.use("Agg")
@@ -225,7 +225,7 @@ WRONG = {
         ("tables", "list", "{'name'", lambda t: xu.compare_pairs([PREDICTIONS])),
         *predictions_rows(lambda table: xu.compare_pairs({"one": PREDICTIONS, "two": table}), "second"),
     ],
-    "metrics_table": [("metrics", "dict of nothing", "save_results", lambda t: xu.metrics_table({}))],
+    "metrics_table": [("metrics", "this dict", "save_results", lambda t: xu.metrics_table({}))],
     "calibration_error": [
         *predictions_rows(xu.calibration_error),
         ("predictions", "'p_virus'", "is missing", lambda t: xu.calibration_error(PREDICTIONS.drop(columns="p_virus"))),
@@ -274,7 +274,7 @@ WRONG = {
     ],
     "plot_split": [
         ("splits", "DataFrame", '{"name": table', lambda t: xu.plot_split(t.split)),
-        ("splits", "dict of nothing", '{"name": table', lambda t: xu.plot_split({})),
+        ("splits", "in this dict", '{"name": table', lambda t: xu.plot_split({})),
         *tables("splits['a']", lambda t, spoil: xu.plot_split({"a": spoil(t.split)}), ["label", "split"]),
         ("splits['a']", "'dev'", "train, val, test", lambda t: xu.plot_split({"a": spoilt(t.split, split="dev")})),
     ],
@@ -292,7 +292,7 @@ WRONG = {
         *whole("patch_size", 1, lambda t, **options: xu.plot_patches(np.zeros((8, 8, 3), np.uint8), **options)),
     ],
     "plot_history": [
-        ("histories", "dict of nothing", "run.history", lambda t: xu.plot_history({})),
+        ("histories", "in this dict", "run.history", lambda t: xu.plot_history({})),
         ("histories['one']", "list", "fit", lambda t: xu.plot_history({"one": [1, 2]})),
         *[
             ("histories['one']", repr(c), "missing", lambda t, c=c: xu.plot_history({"one": HISTORY.drop(columns=c)}))
@@ -304,14 +304,14 @@ WRONG = {
     "plot_confusion_matrix": [
         *predictions_rows(xu.plot_confusion_matrix),
         *predictions_rows(lambda table: xu.plot_confusion_matrix({"one": PREDICTIONS, "two": table})),
-        ("predictions", "dict of nothing", "predict", lambda t: xu.plot_confusion_matrix({})),
+        ("predictions", "in this dict", "predict", lambda t: xu.plot_confusion_matrix({})),
     ],
     "plot_roc": [
         *predictions_rows(xu.plot_roc),
         ("predictions", "'p_virus'", "is missing", lambda t: xu.plot_roc(PREDICTIONS.drop(columns="p_virus"))),
     ],
     "plot_reliability": [
-        ("predictions", "dict of nothing", "{'name'", lambda t: xu.plot_reliability({})),
+        ("predictions", "this dict", "{'name'", lambda t: xu.plot_reliability({})),
         *predictions_rows(lambda table: xu.plot_reliability({"one": PREDICTIONS, "two": table})),
     ],
     "plot_comparison": [
@@ -422,6 +422,8 @@ def test_unreadable_images_are_left_out_of_the_figures(tmp_path):
 
 def test_a_class_may_be_absent(things):
     images = things.images[things.images.label.ne("virus")]
+    texts = [text.get_text() for text in xu.plot_class_balance(images).findobj(matplotlib.text.Text)]
+    assert "0\nimages" in texts and "0\npatients" in texts
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("examples", "class_balance", "sizes", "colour", "mean_images", "images_per_patient"):
@@ -479,6 +481,13 @@ def test_pages_escape_what_comes_from_file_names(tmp_path):
     assert "onerror=alert(1)" in page and "<img src=x" not in page
 
 
-def test_prepared_data_is_what_the_figures_ask_for(things):
-    assert isinstance(things.data, PreparedData)
-    xu.plot_preparation(things.images, things.data, count=99)  # more than there are: all of them
+def test_a_preparation_of_more_images_than_there_are_shows_all(things):
+    train = Split(things.data.train.rows[:2], things.data.train.pixels, things.data.train.positions[:2])
+    few = PreparedData(train, train, train, things.data.settings)
+    assert len(xu.plot_preparation(things.images, few, count=4).axes) == 8
+
+
+def test_a_wrong_protocol_is_named_before_any_image_is_read(monkeypatch):
+    monkeypatch.setenv("XRAY_DATA", "nowhere")
+    with pytest.raises(ValueError, match="protocol: 'random'"):
+        xu.load_data("random")

@@ -64,7 +64,7 @@ def check_predictions(predictions, argument="predictions", needed=()):
 def check_dict(argument, tables, hint):
     """Raise ValueError unless `tables` is a dict with something in it."""
     if not isinstance(tables, dict) or not tables:
-        raise ValueError(f"{argument}: {type(tables).__name__} of nothing or of no tables; pass {hint}.")
+        raise ValueError(f"{argument}: there is no table by name in this {type(tables).__name__}; pass {hint}.")
 
 
 def check_histories(argument, histories, *columns):

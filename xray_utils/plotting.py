@@ -148,7 +148,7 @@ def plot_sizes(images):
 def plot_colour(images):
     """Colour modes of the files, and the tint (mean blue minus mean red) of each image."""
     images = _readable(images, "label", "mode", "tint", maker="audit_images")
-    modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES, fill_value=0)
+    modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES)
     with _figure(1, 2, 10, 3.4) as (figure, axes):
         left = np.zeros(len(CLASSES))
         for mode, shade in zip(modes, np.linspace(0.85, 0.25, len(modes.columns)), strict=True):
