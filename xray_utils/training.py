@@ -433,7 +433,7 @@ def _resume(folder, model, optimizer, plateau, accelerator):
         if accelerator.scaler and last.get("scaler"):
             accelerator.scaler.load_state_dict(last["scaler"])
         history = last["history"]
-    except (RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"name: the checkpoint {folder / 'last.pt'} is broken ({str(error)[:200]}). Move its folder away, or give "
             "another name, to train again."
