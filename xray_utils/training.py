@@ -135,7 +135,7 @@ def fit(
 ):
     """Train `model` on `data.train`, watch `data.val`, and return a `Run` with the weights best on validation.
 
-    The run folder `outputs/runs/<name>/` gets config.json, history.csv, last.pt and best.safetensors after every
+    The run folder `outputs/runs/<name>/` gets config.json, and last.pt, best.safetensors and history.csv after every
     epoch. The same call again resumes an unfinished run and loads a finished one; with other settings, data or
     network it starts a new folder `<name>-2` and says so.
 
@@ -147,8 +147,8 @@ def fit(
 
     `model` itself is left as it is: a copy of it is trained.
 
-    Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite, and
-    RuntimeError when memory runs out, with a batch size to try.
+    Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
+    RuntimeError when memory runs out, with a batch size to try, and OSError when the run folder cannot be written.
     """
     _check_arguments(
         model, data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
@@ -244,7 +244,7 @@ def fit(
             accelerator.wait_for_everyone()
     except KeyboardInterrupt:
         kept = _kept(folder, history)
-        print(f"{folder.name}: interrupted in epoch {len(history) + 1}. {kept} The same call goes on from there.")
+        print(f"{folder.name}: interrupted in epoch {len(history) + 1}. {kept} The same call goes on.")
         raise  # so that "run all" stops here, and nothing is tested half-trained
     except (RuntimeError, MemoryError) as error:
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
