@@ -293,7 +293,7 @@ def test_history_has_a_row_an_epoch(data):
     }
 
 
-@pytest.mark.parametrize("batch_size", [8, 20, 64])
+@pytest.mark.parametrize("batch_size", [8, 20, 21])
 def test_train_loss_and_accuracy_are_per_image(batch_size, data):
     run = fit(linear(), data, epochs=1, lr=1e-12, batch_size=batch_size)  # the weights stay as they are
     logits, labels = logits_by_hand(linear(), data.train), labels_of(data.train)
@@ -305,8 +305,8 @@ def test_train_loss_and_accuracy_are_per_image(batch_size, data):
 def test_validation_is_per_image_with_the_weights_of_the_epoch(make, data, monkeypatch):
     after, save = [], training._save
 
-    def remember(folder, config, model, *others):
-        save(folder, config, model, *others)
+    def remember(folder, *others):
+        save(folder, *others)
         after.append(torch.load(folder / "last.pt", weights_only=True)["model"])
 
     monkeypatch.setattr(training, "_save", remember)
@@ -321,7 +321,8 @@ def test_validation_is_per_image_with_the_weights_of_the_epoch(make, data, monke
 
 
 def test_the_weights_best_on_validation_are_returned(data):
-    run = fit(linear(), make_data(train=(2, 2, 2)), epochs=40, lr=0.01, schedule="constant")  # overfits six images
+    six = make_data(train=(2, 2, 2))  # soon overfitted
+    run = fit(linear(), six, batch_size=6, epochs=40, lr=0.01, schedule="constant")
     best = run.history.val_loss.idxmin()
     assert 0 < best < 39, "the best epoch is to lie in between, or the test proves nothing"
     assert run.best_epoch == best + 1
@@ -448,6 +449,10 @@ CHANGES = {
     "augment": (lambda: (linear(), make_data(), {"augment": True}), "augment False -> True"),
     "data": (lambda: (linear(), make_data(seed=1), {}), "data"),
     "weights": (lambda: (linear(seed=1), make_data(), {}), "initial_weights"),
+    "network": (
+        lambda: (xu.baseline_cnn(), make_data(), {}),
+        "network, input_mean, input_std, parameters, trained_parameters, initial_weights",
+    ),
     "statistics": (lambda: (with_other_mean(), make_data(), {}), "input_mean"),
 }
 
@@ -587,6 +592,47 @@ def test_too_little_memory_says_which_batch_size_to_try(data, monkeypatch):
     fail_at(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(RuntimeError, match="batch_size: 8 is too large .* try 4"):
         fit(linear(), data)
+    fail_at(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError, match="batch_size: 1 is too large .*smaller images or a smaller network"):
+        fit(linear(), data, batch_size=1)
+    fail_at(monkeypatch, 1, RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="^something else$"):
+        fit(linear(), data)
+
+
+def test_too_little_memory_on_a_cpu_says_the_same(data):
+    class Greedy(nn.Module):
+        input_mean, input_std = [0.5] * 3, [0.5] * 3
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+
+        def forward(self, images):
+            return self.weight * torch.empty(10**15)
+
+    with pytest.raises(RuntimeError, match="batch_size: 8 is too large .* try 4"):
+        fit(Greedy(), data)
+
+
+def test_pixels_that_are_no_numbers_stop_at_their_batch(data):
+    with_nan = make_data()
+    with_nan.train.pixels = with_nan.train.pixels.astype(np.float32)
+    with_nan.train.pixels[11, 3, 4, 1] = math.nan
+    order = np.random.default_rng([0, 1]).permutation(21)  # of seed 0, epoch 1
+    batch = int(np.flatnonzero(order == 11)[0]) // 8 + 1
+    with pytest.raises(FloatingPointError, match=f"loss is nan in epoch 1, batch {batch}.*pixels of '0-11.png' are no"):
+        fit(linear(), with_nan)
+    assert [file.name for file in xu.outputs_dir("runs", "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_network_of_another_number_of_classes_is_refused(classes, data):
+    with pytest.raises(ValueError, match=f"model: num_classes {classes} must be 3, for covid, normal, virus"):
+        fit(xu.baseline_cnn(num_classes=classes), data)
+    assert not xu.outputs_dir("runs").exists()
+    with pytest.raises(ValueError, match=f"model: it has {classes} classes; needed: 3"):
+        xu.predict(xu.baseline_cnn(num_classes=classes), data.test)
 
 
 @pytest.mark.parametrize(
@@ -594,9 +640,10 @@ def test_too_little_memory_says_which_batch_size_to_try(data, monkeypatch):
     [
         *[("epochs", value) for value in (0, -1, 2.5, "3")],
         *[("batch_size", value) for value in (0, -8, 8.0, None)],
-        *[("lr", value) for value in (0, -0.1, math.nan, math.inf)],
+        *[("batch_size", 22)],
+        *[("lr", value) for value in (0, -0.1, math.nan, math.inf, "0.1", None)],
         *[("seed", value) for value in (-1, 1.5, "0", 5_000_000)],
-        *[("weight_decay", value) for value in (-0.1, math.nan, math.inf)],
+        *[("weight_decay", value) for value in (-0.1, math.nan, math.inf, None)],
         *[("early_stopping", value) for value in (0, -2)],
         *[("warmup", value) for value in (-0.1, 1, 2, math.nan)],
         *[("optimizer", value) for value in ("sgd", "Adam", None)],
@@ -630,7 +677,7 @@ def test_bad_data_is_named(side, data):
 @pytest.mark.parametrize("network", ["baseline_cnn", "vit"])
 def test_a_run_is_loaded_by_its_name_alone(network, tmp_path):
     data = make_data(size=32, train=(2, 2, 2), val=(1, 1, 1))
-    run = fit(tiny_vit(tmp_path) if network == "vit" else xu.baseline_cnn(), data, epochs=1)
+    run = fit(tiny_vit(tmp_path) if network == "vit" else xu.baseline_cnn(), data, epochs=1, batch_size=6)
     again = xu.load_run("run")
     assert (again.name, again.folder, again.config) == (run.name, run.folder, run.config)
     assert again.history.equals(run.history) and not again.model.training

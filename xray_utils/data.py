@@ -1,5 +1,6 @@
 """From a folder of chest X-rays to arrays: find, audit, split and prepare the images."""
 
+import glob
 import hashlib
 import json
 import os
@@ -7,11 +8,13 @@ import re
 import shutil
 import struct
 import tempfile
+import threading
+import time
 import urllib.request
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,20 +112,47 @@ def progress(iterable, what, total=None):
 
 @contextmanager
 def whole_file(path):
-    """A temporary name beside `path`, flushed and renamed to `path` at the end: whole or not at all."""
+    """A temporary name beside `path`, flushed and renamed to `path` at the end: whole or not at all.
+
+    Raises OSError naming the folder when it cannot be written to, or is full.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with _writing_to(path.parent):
+        _remove_stale(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing_to(folder):
+    """Makes `folder`; an OSError of the system while writing there becomes one that says where, and what to do."""
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours, with its own words
+            raise
+        raise OSError(
+            f"outputs: cannot write to {folder} ({error.strerror}). Free some space or allow writing there, or set "
+            "XRAY_OUTPUTS to another folder."
+        ) from error
+
+
+def _remove_stale(path):
+    """What killed processes left beside `path` under temporary names; one that still writes did so within the hour."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):  # another process may remove it, too
+            if time.time() - max(part.stat().st_mtime for part in (old, *old.rglob("*"))) > 3600:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 # ---------------------------------------------------------------- find
@@ -634,8 +664,11 @@ def prepare(images, size=224):
     """Bring all images to uint8 [N, size, size, 3] once, on disk, and return the sides: `.train .val .test`.
 
     `images` is the table of `split_images`. The array lies in `outputs/prepared/<key>/`, keyed by what went in
-    (names, sizes and times of the files, `size`), and is read memory-mapped by every later call.
-    Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read.
+    (names, sizes and times of the files, `size`), and is read memory-mapped by every later call. A set whose array
+    is no longer as long, or was written to later than noted in meta.json, is made again, and that is said; a change
+    that hides its time is not found here, but `fit` hashes the pixels and takes them for other data.
+    Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read,
+    and for a folder that is full or cannot be written to.
     """
     if size < 1 or int(size) != size:
         raise ValueError(f"size: {size} must be a positive whole number of pixels.")
@@ -650,7 +683,9 @@ def prepare(images, size=224):
     stats = [(file, os.stat(root / file).st_size, os.stat(root / file).st_mtime_ns) for file in files]
     key = hashlib.sha256(json.dumps([PREPARED_VERSION, str(root), size, stats]).encode()).hexdigest()[:16]
     folder = outputs_dir("prepared", key)
-    if not (folder / "meta.json").is_file():
+    if not _is_whole(folder):
+        if folder.is_dir():
+            print(f"prepare: the set in {folder} is incomplete or was changed; it is made again.")
         _write_prepared(root, files, size, folder)
     pixels = np.load(folder / "images.npy", mmap_mode="r")
     where = {file: i for i, file in enumerate(files)}
@@ -682,33 +717,58 @@ def describe_images(images):
     return f"{len(images)} {what}: {classes}; {images.group.nunique()} groups (patients)."
 
 
+def _is_whole(folder):
+    """True if the array of a prepared set is as long and as old as noted when it was made."""
+    try:
+        meta, stat = json.loads((folder / "meta.json").read_text()), os.stat(folder / "images.npy")
+        return (meta["bytes"], meta["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _write_prepared(root, files, size, folder):
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    temporary_name = dict(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent)
+    with _writing_to(folder.parent), tempfile.TemporaryDirectory(**temporary_name) as temporary:
+        _remove_stale(folder)
         whole = Path(temporary) / "set"
         whole.mkdir()
         _write_pixels(root, files, size, whole / "images.npy")
         pd.DataFrame({"file": files}).to_csv(whole / "index.csv", index=False)
-        (whole / "meta.json").write_text(json.dumps({"images": len(files), "size": size}))
+        stat = os.stat(whole / "images.npy")
+        meta = {"images": len(files), "size": size, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        (whole / "meta.json").write_text(json.dumps(meta))
         try:
             os.replace(whole, folder)
-        except OSError:  # another process was faster; its set has the same key, so the same pixels
-            if not (folder / "meta.json").is_file():
+        except OSError:
+            if _is_whole(folder):  # another process was faster; its set has the same key, so the same pixels
+                return
+            if not folder.is_dir():
                 raise
+            for name in ("images.npy", "index.csv", "meta.json"):  # a changed set: these three alone, the note last
+                os.replace(whole / name, folder / name)
 
 
 def _write_pixels(root, files, size, path):
-    """A function of its own: the map is closed at its end, and Windows renames no folder with an open one."""
-    shape = (len(files), size, size, 3)
-    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    """By plain writes: on a full disk a write is an error, but a memory map kills the process."""
+    with open(path, "wb") as array:
+        header = dict(descr="|u1", fortran_order=False, shape=(len(files), size, size, 3))
+        np.lib.format.write_array_header_1_0(array, header)
+        start, lock = array.tell(), threading.Lock()
 
-    def bring(i):
-        try:
-            pixels[i] = resize(read_image(root / files[i]), size)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"images: {files[i]!r} cannot be read ({error}). Run audit_images first: it leaves such files out."
-            ) from error
+        def bring(i):
+            try:
+                pixels = resize(read_image(root / files[i]), size)
+            except (OSError, ValueError) as error:
+                raise OSError(
+                    f"images: {files[i]!r} cannot be read ({error}). Run audit_images first: it leaves such files out."
+                ) from error
+            with lock:
+                array.seek(start + i * pixels.nbytes)
+                array.write(pixels)
 
-    _in_threads(bring, range(len(files)), "prepare")
-    pixels.flush()
+        _in_threads(bring, range(len(files)), "prepare")
+        array.flush()
+        os.fsync(array.fileno())
+    earlier = os.stat(path).st_mtime_ns - 10**10  # ten seconds: a coarse clock, too, tells a later write from ours
+    with suppress(OSError):
+        os.utime(path, ns=(earlier, earlier))

@@ -2,8 +2,11 @@
 
 import copy
 import hashlib
+import io
 import json
 import math
+import numbers
+import pickle
 import platform
 import time
 from dataclasses import dataclass
@@ -17,11 +20,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from packaging.version import Version
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch.nn import functional as F
 
 from .data import CLASSES, outputs_dir, progress, whole_file
-from .models import build, count_parameters, logits_of
+from .models import build, count_parameters, load_weights, logits_of
 
 SCHEDULES = ("plateau", "cosine", "constant")
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -132,7 +135,7 @@ def fit(
 ):
     """Train `model` on `data.train`, watch `data.val`, and return a `Run` with the weights best on validation.
 
-    The run folder `outputs/runs/<name>/` gets config.json, history.csv, last.pt and best.safetensors after every
+    The run folder `outputs/runs/<name>/` gets config.json, and last.pt, best.safetensors and history.csv after every
     epoch. The same call again resumes an unfinished run and loads a finished one; with other settings, data or
     network it starts a new folder `<name>-2` and says so.
 
@@ -144,11 +147,11 @@ def fit(
 
     `model` itself is left as it is: a copy of it is trained.
 
-    Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite, and
-    RuntimeError when memory runs out, with a batch size to try.
+    Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
+    RuntimeError when memory runs out, with a batch size to try, and OSError when the run folder cannot be written.
     """
     _check_arguments(
-        data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
+        model, data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
     )
     AcceleratorState._reset_state(reset_partial_state=False)  # a notebook fits many times, at any precision
     precision = choose_precision(precision)
@@ -174,13 +177,14 @@ def fit(
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=3)
     weights = _class_weights(data.train).to(device) if class_weights else None
     steps = math.ceil(len(data.train) / batch_size)
-    history = _resume(folder, model, optimizer, plateau, device)
+    history = _resume(folder, model, optimizer, plateau, accelerator)
     network = accelerator.prepare(model)
     optimizer = accelerator.prepare(optimizer)
     print(
         f"{folder.name}: {count_parameters(model, trainable=True):,} trained parameters, {len(data.train)} training "
         f"images, {device.type} in {precision}" + (f", resumed after epoch {len(history)}" if history else "")
     )
+    advice = f"Try a lower lr than {lr}, or precision='fp32'."
     try:
         for epoch in range(len(history) + 1, epochs + 1):
             if history and _is_over(history, early_stopping):
@@ -194,11 +198,12 @@ def fit(
             sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, images
             network.train()
             bar = progress(batches(data.train, batch_size, rng), f"{name} {epoch}/{epochs}")
-            for step, indices in enumerate(bar):
+            for step, batch in enumerate(bar):
                 if schedule != "plateau":
                     rate = _rate(lr, schedule, warmup, (epoch - 1) * steps + step, epochs * steps)
                     optimizer.param_groups[0]["lr"] = rate
-                indices = indices[accelerator.process_index :: accelerator.num_processes]
+                indices, counted = _part(batch, accelerator)
+                share = accelerator.num_processes * counted / len(batch)  # gradients are averaged over processes
                 images = to_input(data.train.take(indices), model, device)
                 labels = torch.from_numpy(data.train.labels[indices]).to(device)
                 if augment:
@@ -206,40 +211,48 @@ def fit(
                 logits = logits_of(network, images)
                 loss = F.cross_entropy(logits.float(), labels, weights)
                 if not torch.isfinite(loss):
+                    broken = ~images.flatten(1).isfinite().all(dim=1).cpu().numpy()
+                    if broken.any():
+                        file = data.train.rows.file.iloc[indices[broken][0]]
+                        advice = f"The pixels of {file!r} are no numbers: prepare the images again."
                     raise FloatingPointError(
-                        f"{name}: the loss is {loss.item()} in epoch {epoch}, batch {step + 1}. The checkpoint of "
-                        f"epoch {epoch - 1} is kept in {folder.name}. Try a lower lr than {lr}, or precision='fp32'."
+                        f"{name}: the loss is {loss.item()} in epoch {epoch}, batch {step + 1}. "
+                        f"{_kept(folder, history)} {advice}"
                     )
                 optimizer.zero_grad()
-                accelerator.backward(loss)
+                accelerator.backward(share * loss)
                 optimizer.step()
-                sums += _sums(loss.detach() * len(labels), logits, labels)
+                if counted:
+                    sums += _sums(loss.detach() * len(labels), logits, labels)
                 bar.set_postfix(loss=f"{sums[0] / sums[2]:.3f}", accuracy=f"{sums[1] / sums[2]:.3f}")
             train = accelerator.reduce(sums.to(device, torch.float32)).tolist()
             val = _validate(network, model, data.val, accelerator, batch_size)
             if not math.isfinite(val[0]):
                 raise FloatingPointError(
-                    f"{name}: the validation loss is {val[0]} after epoch {epoch}. The checkpoint of epoch {epoch - 1} "
-                    f"is kept in {folder.name}. Try a lower lr than {lr}, or precision='fp32'."
+                    f"{name}: the validation loss is {val[0]} after epoch {epoch}. {_kept(folder, history)} {advice}"
                 )
             seconds = time.perf_counter() - start
             row = dict(epoch=epoch, lr=optimizer.param_groups[0]["lr"])
             row |= dict(train_loss=train[0] / train[2], train_accuracy=train[1] / train[2])
             row |= dict(val_loss=val[0] / val[2], val_accuracy=val[1] / val[2], seconds=seconds)
-            history.append({**row, "images_per_second": train[2] / seconds})
+            row["images_per_second"] = train[2] / seconds
             if schedule == "plateau":
                 plateau.step(row["val_loss"])
             if accelerator.is_main_process:
-                _save(folder, config, model, optimizer, plateau, history)
+                _save(folder, model, optimizer, plateau, accelerator.scaler, [*history, row])
+            history.append(row)
             accelerator.wait_for_everyone()
     except KeyboardInterrupt:
-        print(
-            f"{folder.name}: interrupted in epoch {len(history) + 1}; the same call goes on from epoch {len(history)}."
-        )
+        kept = _kept(folder, history)
+        print(f"{folder.name}: interrupted in epoch {len(history) + 1}. {kept} The same call goes on.")
         raise  # so that "run all" stops here, and nothing is tested half-trained
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not full:  # torch on a CPU says the latter
+            raise
+        way_out = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
         raise RuntimeError(
-            f"batch_size: {batch_size} is too large for the memory of this device; try {max(1, batch_size // 2)}."
+            f"batch_size: {batch_size} is too large for the memory of this device; {way_out}."
         ) from error
     else:
         if accelerator.is_main_process:
@@ -252,11 +265,14 @@ def fit(
 
 
 def _check_arguments(
-    data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
+    model, data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
 ):
     for argument, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{argument}: {value!r} must be a whole number of at least 1.")
+    for argument, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup", warmup)):
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{argument}: {value!r} must be a number.")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr: {lr!r} must be a positive number.")
     if not isinstance(seed, int) or not 0 <= seed <= 4_000_000:  # seed * 1000 + epoch is to fit in 32 bits
@@ -280,6 +296,11 @@ def _check_arguments(
             raise ValueError(f"data: {side} is empty.")
         if wrong := sorted(set(rows.label) - set(CLASSES)):
             raise ValueError(f"data: label {wrong[0]!r} in {side} is none of the classes {', '.join(CLASSES)}.")
+    if batch_size > len(data.train):
+        raise ValueError(f"batch_size: {batch_size} is larger than the data; at most the {len(data.train)} of train.")
+    classes = getattr(model, "spec", {}).get("num_classes", len(CLASSES))
+    if classes != len(CLASSES):
+        raise ValueError(f"model: num_classes {classes} must be {len(CLASSES)}, for {', '.join(CLASSES)}.")
 
 
 def _config(model, data, name, settings):
@@ -321,6 +342,16 @@ def _run_folder(name, config):
     return folder
 
 
+def _kept(folder, history):
+    """What there is to go on with when training stops early."""
+    if not history:
+        return "No epoch is complete yet."
+    return (
+        f"The checkpoint of epoch {len(history)} is kept in {folder.name}, and xu.load_run({folder.name!r}) has the "
+        "history so far."
+    )
+
+
 def _class_weights(split):
     counts = np.bincount(split.labels, minlength=len(CLASSES)).clip(min=1)
     return torch.tensor(len(split) / (len(CLASSES) * counts), dtype=torch.float32)
@@ -339,6 +370,12 @@ def _is_over(history, patience):
     return patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience
 
 
+def _part(batch, accelerator):
+    """The indices of this process, and how many count: where none is left it goes along with one, counted 0 times."""
+    mine = batch[accelerator.process_index :: accelerator.num_processes]
+    return (mine, len(mine)) if len(mine) else (batch[:1], 0)
+
+
 def _sums(loss, logits, labels):
     correct = (logits.argmax(dim=1) == labels).sum()
     return torch.tensor([loss.item(), correct.item(), len(labels)], dtype=torch.float64)
@@ -349,43 +386,61 @@ def _validate(network, model, split, accelerator, batch_size):
     """Sums of loss, correct answers and images over all of `split`, every image counted once."""
     network.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    for indices in batches(split, batch_size):
-        indices = indices[accelerator.process_index :: accelerator.num_processes]
-        if len(indices) == 0:
-            continue
+    for batch in batches(split, batch_size):
+        indices, counted = _part(batch, accelerator)
         labels = torch.from_numpy(split.labels[indices]).to(accelerator.device)
         logits = logits_of(network, to_input(split.take(indices), model, accelerator.device)).float()
-        sums += _sums(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+        if counted:
+            sums += _sums(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
     return accelerator.reduce(sums.to(accelerator.device, torch.float32)).tolist()
 
 
-def _save(folder, config, model, optimizer, plateau, history):
-    """Best weights, history, then the checkpoint: a kill in between only repeats the epoch, with the same result."""
+def _save(folder, model, optimizer, plateau, scaler, history):
+    """The checkpoint first, in one piece; a kill after it costs nothing, since `_resume` writes the rest again."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if history[-1]["val_loss"] < min((row["val_loss"] for row in history[:-1]), default=math.inf):
-        with whole_file(folder / "best.safetensors") as path:
-            save_file(state, path, metadata={"epoch": str(len(history))})
-    with whole_file(folder / "history.csv") as path:
-        pd.DataFrame(history).to_csv(path, index=False)
     last = {
         "model": state,
         "optimizer": optimizer.state_dict(),
         "plateau": plateau.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,  # of fp16 alone
         "history": history,
     }
+    buffer = io.BytesIO()  # torch.save hides why it could not write to a file
+    torch.save(last, buffer)
     with whole_file(folder / "last.pt") as path:
-        torch.save(last, path)
+        path.write_bytes(buffer.getbuffer())
+    _save_best(folder, state, history)
 
 
-def _resume(folder, model, optimizer, plateau, device):
-    """The history so far; weights, optimizer and schedule are put back as they were."""
+def _save_best(folder, state, history):
+    """The weights `state` of the last epoch, if it is the best so far, and the history."""
+    if history[-1]["val_loss"] < min((row["val_loss"] for row in history[:-1]), default=math.inf):
+        with whole_file(folder / "best.safetensors") as path:
+            path.write_bytes(save(state, metadata={"epoch": str(len(history))}))
+    with whole_file(folder / "history.csv") as path:
+        pd.DataFrame(history).to_csv(path, index=False)
+
+
+def _resume(folder, model, optimizer, plateau, accelerator):
+    """The history so far; weights, optimizer, schedule and the scaler of fp16 are put back as they were."""
     if not (folder / "last.pt").is_file():
         return []
-    last = torch.load(folder / "last.pt", map_location=device, weights_only=True)
-    model.load_state_dict(last["model"])
-    optimizer.load_state_dict(last["optimizer"])
-    plateau.load_state_dict(last["plateau"])
-    return last["history"]
+    try:
+        last = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+        model.load_state_dict(last["model"])
+        optimizer.load_state_dict(last["optimizer"])
+        plateau.load_state_dict(last["plateau"])
+        if accelerator.scaler and last.get("scaler"):
+            accelerator.scaler.load_state_dict(last["scaler"])
+        history = last["history"]
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"name: the checkpoint {folder / 'last.pt'} is broken ({str(error)[:200]}). Move its folder away, or give "
+            "another name, to train again."
+        ) from error
+    if accelerator.is_main_process:
+        _save_best(folder, last["model"], history)
+    return history
 
 
 # ---------------------------------------------------------------- use
@@ -403,7 +458,7 @@ def load_run(run, model=None):
     config = json.loads((folder / "config.json").read_text())
     if model is None:
         model = build(config["network"], config["input_mean"], config["input_std"])
-    model.load_state_dict(load_file(folder / "best.safetensors"))
+    model.load_state_dict(load_weights(folder / "best.safetensors"))
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     return Run(folder.name, folder, model.eval(), history, config)
 
@@ -412,7 +467,8 @@ def load_run(run, model=None):
 def predict(model, split, batch_size=64):
     """The network's answer to each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
 
-    `group`, `mirrored` and `source` of the images stand behind. Raises ValueError for an empty split.
+    `group`, `mirrored` and `source` of the images stand behind. Raises ValueError for an empty split or a model with
+    another number of classes.
     """
     if len(split) == 0:
         raise ValueError("split: there are no images to predict.")
@@ -422,6 +478,10 @@ def predict(model, split, batch_size=64):
     parts = [logits_of(model, to_input(split.take(i), model, device)).float() for i in batches(split, batch_size)]
     model.train(was_training)
     probabilities = torch.cat(parts).double().softmax(dim=1).cpu().numpy()
+    if probabilities.shape[1] != len(CLASSES):
+        raise ValueError(
+            f"model: it has {probabilities.shape[1]} classes; needed: {len(CLASSES)}, {', '.join(CLASSES)}."
+        )
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("model: its outputs are not finite; its weights are broken. Train it again.")
     table = split.rows[["file", "label"]].assign(predicted=np.array(CLASSES)[probabilities.argmax(axis=1)])
