@@ -514,7 +514,11 @@ def _audit_one(path):
             while block := file.read(1 << 20):
                 digest.update(block)
     except (OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        reason = (
+            getattr(error, "strerror", None)
+            or str(error).removeprefix(f"{path.name}: ").strip()
+            or type(error).__name__
+        )
         return {**row, "problem": reason[:200]}, np.zeros(32 * 32, np.float32)
     row.update(width=image.width, height=image.height, mode=mode, sha256=digest.hexdigest())
     small = resize(image, 32).astype(np.float32)
