@@ -1,15 +1,18 @@
 """From a folder of chest X-rays to arrays: find, audit, split and prepare the images."""
 
+import ctypes
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import struct
+import stat
 import tempfile
 import threading
 import time
+import unicodedata
 import urllib.request
 import warnings
 import zipfile
@@ -21,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -29,6 +32,11 @@ from tqdm.auto import tqdm
 
 CLASSES = ("covid", "normal", "virus")  # by index: 0, 1, 2
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # told by content; Pillow would hand an EPS to Ghostscript
+MAX_PIXELS = 40_000_000  # of an image, and of all that are decoded at a time: up to 17 bytes a pixel, so 700 MB
+MAX_CELL = 1000  # characters of a table's cell
+UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # in a name: control characters, and bytes that are no UTF-8
+FORMULA = re.compile(r"[=+\-@\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet takes for one begins with these
 
 # Folder names and manifest labels, in lower case and without anything but letters and digits.
 CLASS_ALIASES = {
@@ -164,12 +172,15 @@ def find_images(folder):
     Reads a folder with `manifest.csv` (columns file, label; patient_id, source and more if there), Actualmed's
     `metadata.csv`, or class folders at any depth (train/val/test are merged). What is left out is counted aloud.
     `group` is the patient, or the file itself where the patient is not known; `audit_images` joins duplicates.
+    Links are followed wherever they lead: they are the user's own, no archive brings any. A name or cell that a
+    spreadsheet would take for a formula gets "./" in front, here and so in every table made from this one.
 
-    Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class, or one class only.
+    Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class, one class only, or a table
+    that is no UTF-8 CSV or holds paths out of the folder, control characters or cells of over 1,000 characters.
     """
-    root = Path(folder).expanduser().resolve()
-    if not root.is_dir():
+    if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(folder)):
         raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give the one that holds the images.")
+    root = Path(folder).expanduser().resolve()
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     if len(entries) == 1 and any((entries[0] / table).is_file() for table in ("manifest.csv", "metadata.csv")):
         root = entries[0]  # an archive unpacked by hand: all of it lies one folder further down
@@ -195,6 +206,8 @@ def find_images(folder):
             f"folder: {root.name!r} holds one class only, {found[0]!r} ({len(images)} images). "
             f"A classifier needs at least two of {', '.join(CLASSES)}, each in a folder of its own."
         )
+    for column in images:
+        images[column] = images[column].map(_inert, na_action="ignore")
     images["group"] = images.patient.fillna(images.file)
     first = ["file", "label", "patient", "group", "source"]
     images = images[first + [column for column in images if column not in first]]
@@ -206,6 +219,10 @@ def _normalised(name):
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
+def _inert(text):
+    return f"./{text}" if FORMULA.match(text) else text
+
+
 def _patient_of(path):
     for pattern in PATIENT_PATTERNS:
         if match := pattern.search(Path(path).name):
@@ -215,7 +232,10 @@ def _patient_of(path):
 
 
 def _rows_of_table(root, table_name, file_column, label_column, patient_column):
-    table = pd.read_csv(root / table_name, dtype=str)
+    try:
+        table = pd.read_csv(root / table_name, dtype=str)
+    except ValueError as error:  # of encoding and of form
+        raise ValueError(f"{table_name}: {str(error)[:200]}. Save it as CSV with commas, in UTF-8.") from error
     for column in (file_column, label_column):
         if column not in table:
             raise ValueError(
@@ -227,9 +247,16 @@ def _rows_of_table(root, table_name, file_column, label_column, patient_column):
     rows, left_out, missing = [], [], []
     source_column = next((c for c in ("source", "source_repo") if c in table), None)
     known = {file_column, label_column, patient_column, source_column}
+    for column in known & set(table):
+        cells = table[column].fillna("")
+        if (bad := cells.str.len().gt(MAX_CELL) | cells.str.contains(UNPRINTABLE)).any():
+            raise ValueError(
+                f"{table_name}: the cell of row {bad.argmax() + 1} in column {column!r} begins with "
+                f"{cells[bad.argmax()][:40]!r}; at most {MAX_CELL} characters are allowed, and no control characters."
+            )
     for record in table.to_dict("records"):
         name, label = record[file_column], record[label_column]
-        path = (root / name) if (root / name).is_file() else (root / "images" / name)
+        path = (root / name) if os.path.isfile(root / name) else (root / "images" / name)
         path = Path(os.path.normpath(path))  # by name only: links inside the folder may lead where they like
         if root not in path.parents:
             raise ValueError(f"{table_name}: {name!r} lies outside the folder {root.name!r}.")
@@ -240,7 +267,7 @@ def _rows_of_table(root, table_name, file_column, label_column, patient_column):
             raise ValueError(
                 f"{table_name}: unknown class {label!r} of {name!r}. Known: {', '.join(sorted(CLASS_ALIASES))}."
             )
-        if not path.is_file():
+        if not os.path.isfile(path):
             missing.append(name)
             continue
         patient, source = record.get(patient_column), record.get(source_column)
@@ -271,7 +298,8 @@ def _rows_of_table(root, table_name, file_column, label_column, patient_column):
 def _image_files(root):
     """Relative paths of all image files, sorted, and a reason for each hidden one; links are followed."""
     seen, files, hidden = set(), [], []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    closed = lambda error: hidden.append("folder that cannot be opened")  # noqa: E731
+    for folder, subfolders, names in os.walk(root, onerror=closed, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link that leads back into the tree
             subfolders.clear()
@@ -283,6 +311,8 @@ def _image_files(root):
                 file = Path(folder, name).relative_to(root)
                 if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
                     hidden.append("hidden")
+                elif re.search(UNPRINTABLE, str(file)):
+                    hidden.append("with a name that is no text")
                 else:
                     files.append(file)
     return sorted(files), hidden
@@ -355,7 +385,10 @@ def download_images(source, folder=None):
             if kind == "kaggle":
                 import kagglehub
 
-                shutil.copytree(kagglehub.dataset_download(name), whole)
+                cache = Path(kagglehub.dataset_download(name))
+                if any(path.is_symlink() for path in cache.rglob("*")):  # copied, one to / would bring everything
+                    raise OSError("it holds links, refused as unsafe")
+                shutil.copytree(cache, whole)
             else:
                 archive = Path(temporary) / "archive.zip"
                 with urllib.request.urlopen(f"{page}/archive/{ACTUALMED_COMMIT}.zip", timeout=60) as answer:
@@ -379,16 +412,38 @@ def download_images(source, folder=None):
 
 
 def unpack_zip(archive, folder, max_bytes=20e9):
-    """Unpack a zip archive of at most `max_bytes` unpacked; ValueError for paths that leave the folder."""
+    """Unpack a zip archive into the new `folder`: whole or not at all.
+
+    Raises ValueError, before anything is written, for paths that leave the folder, links and devices, a name that
+    is there twice (in upper or lower case: one file to Windows and macOS), a compression other than deflate, and more
+    than `max_bytes` or 100 times the archive when unpacked. zipfile writes no more than the sizes checked here, and
+    raises BadZipFile if there is more.
+    """
+    archive, seen = Path(archive), set()
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             path = Path(member.filename.replace("\\", "/"))
-            is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-            if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:
-                raise ValueError(f"archive: {Path(archive).name} holds {member.filename!r}, refused as unsafe.")
-        if sum(member.file_size for member in file.infolist()) > max_bytes:
-            raise ValueError(f"archive: {Path(archive).name} unpacks to over {max_bytes:.0f} bytes, refused.")
-        file.extractall(folder)
+            name = unicodedata.normalize("NFC", path.as_posix()).casefold()
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if (
+                path.is_absolute()
+                or ".." in path.parts
+                or ":" in "".join(path.parts[:1])
+                or kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+                or name in seen
+                or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            ):
+                raise ValueError(f"archive: {archive.name} holds {member.filename[:100]!r}, refused as unsafe.")
+            seen.add(name)
+        allowed = min(max_bytes, 100 * archive.stat().st_size)
+        if sum(member.file_size for member in file.infolist()) > allowed:
+            raise ValueError(f"archive: {archive.name} unpacks to over {allowed:.0f} bytes, refused.")
+        Path(folder).mkdir(parents=True)
+        try:
+            file.extractall(folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
 
 
 # ---------------------------------------------------------------- read and audit
@@ -397,24 +452,73 @@ def unpack_zip(archive, folder, max_bytes=20e9):
 def read_image(path):
     """An image file as PIL RGB: EXIF rotation applied, deep pixels scaled to 0..255, transparency on black.
 
-    Raises OSError for a file that is no image or is cut short, ValueError for one of more than 180 megapixels.
+    What kind of file it is stands in its content, not in its name; of several frames the first counts. Deep grey
+    pixels (16 or 32 bits) are scaled from the range that this image uses: 12 bits in a 16-bit file, the custom in
+    radiology, would be near black otherwise. So its brightness cannot be compared with that of another image.
+    NaN counts as the lowest value. (Of 16-bit colour Pillow gives the upper 8 bits, unscaled.)
+
+    Raises OSError for a file that is no image, is broken or cut short, ValueError for one of over 40 megapixels.
     """
+    return _decode(path)[0]
+
+
+def _decode(path):
+    """The image of `read_image`, and the mode that it has in the file."""
+    name = Path(path).name
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+        raise OSError(f"{name}: no ordinary file.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path) as file:
-                if file.width * file.height > 180e6:
-                    raise Image.DecompressionBombError(f"{file.width}x{file.height} pixels are too many.")
-                file.load()
-                image = ImageOps.exif_transpose(file)
+            with Image.open(path, formats=FORMATS) as file:
+                tags = getattr(file, "tag_v2", {})  # of a TIFF, whose tiles may be larger than it is
+                pixels = max(file.width * file.height, tags.get(322, 0) * tags.get(323, 0))
+                if pixels > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{pixels} pixels ({file.width}x{file.height}) are too many.")
+                with _room_for(pixels):
+                    ImageOps.exif_transpose(file, in_place=True)
+                    return _to_rgb(file, inverted=tags.get(262) == 0), file.mode
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{Path(path).name}: {error}") from error
-        except (SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error) as error:  # PIL on broken
-            raise OSError(f"{Path(path).name}: broken image ({error})") from error
+            raise ValueError(f"{name}: {error} At most {MAX_PIXELS} are read: make it smaller.") from error
+        except UnidentifiedImageError as error:
+            raise OSError(f"{name}: no image that can be read ({', '.join(FORMATS)}).") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever a decoder makes of broken bytes
+            raise OSError(f"{name}: broken image ({error})") from error
+
+
+_room, _decoding = threading.Condition(), 0
+
+
+@contextmanager
+def _room_for(pixels):
+    """Wait until all threads together decode at most MAX_PIXELS, these among them."""
+    global _decoding
+    with _room:
+        _room.wait_for(lambda: _decoding + pixels <= MAX_PIXELS)
+        _decoding += pixels
+    try:
+        yield
+    finally:
+        with _room:
+            _decoding -= pixels
+            _room.notify_all()
+
+
+def _to_rgb(image, inverted):
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits: scale the range that is used to 0..255
-        deep = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = deep.min(), deep.max()
-        image = Image.fromarray(((deep - low) * (255 / max(high - low, 1e-9))).round().astype(np.uint8))
+        deep = np.array(image, dtype=np.float64)
+        if inverted:  # in a TIFF, 0 may be white; Pillow sees to it for 8 bits only
+            np.negative(deep, out=deep)
+        finite = np.isfinite(deep)
+        low, high = deep.min(where=finite, initial=np.inf), deep.max(where=finite, initial=-np.inf)
+        if low > high:
+            raise ValueError("none of its pixels is a number")
+        np.nan_to_num(deep, copy=False, nan=low, posinf=high, neginf=low)
+        deep -= low
+        deep *= 255 / max(high - low, 1e-9)
+        image = Image.fromarray(deep.round(out=deep).astype(np.uint8))
     if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -424,22 +528,28 @@ def read_image(path):
 
 def resize(image, size=224):
     """A PIL image stretched to `size` x `size` as uint8 [size, size, 3] (bilinear with antialiasing)."""
+    if not isinstance(size, (int, np.integer)) or size < 1:
+        raise ValueError(f"size: {size!r} must be a positive whole number of pixels.")
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def _audit_one(path):
     """The audit of one file, and its thumbnail: [32 * 32] float32 without slow shading, of length 1."""
     row = dict(width=0, height=0, mode="", tint=0.0, sha256="", problem="")
-    thumbnail = np.zeros((32, 32), np.float32)
+    digest = hashlib.sha256()
     try:
-        row["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        image = read_image(path)
-        with Image.open(path) as file:
-            row["mode"] = file.mode
+        image, mode = _decode(path)
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     except (OSError, ValueError, MemoryError) as error:
-        reason = str(error).replace(str(path), path.name).strip() or type(error).__name__
-        return {**row, "problem": reason[:200]}, thumbnail.ravel()
-    row["width"], row["height"] = image.size
+        reason = (
+            getattr(error, "strerror", None)
+            or str(error).removeprefix(f"{path.name}: ").strip()
+            or type(error).__name__
+        )
+        return {**row, "problem": reason[:200]}, np.zeros(32 * 32, np.float32)
+    row.update(width=image.width, height=image.height, mode=mode, sha256=digest.hexdigest())
     small = resize(image, 32).astype(np.float32)
     row["tint"] = float((small[..., 2] - small[..., 0]).mean())
     thumbnail = small.mean(axis=-1)
@@ -450,8 +560,21 @@ def _audit_one(path):
 def _in_threads(function, items, title):
     """`function` of each item, in order, on all cores, with a progress bar."""
     with warnings.catch_warnings():  # read_image changes the filters in each thread: put them back once, at the end
+        warnings.simplefilter("ignore")
+        _hush_pillow()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             return list(progress(pool.map(function, items), title, len(items)))
+
+
+def _hush_pillow():
+    """Pillow logs broken files and its libtiff prints each bad row: the reason in the audit table is enough."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    try:
+        library = ctypes.CDLL(Image.core.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+    except (OSError, AttributeError):  # this Pillow was built otherwise; then it prints
+        pass
 
 
 def audit_images(images, near=0.95):
@@ -459,22 +582,33 @@ def audit_images(images, near=0.95):
 
     `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
     "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "".
-    A file that cannot be read keeps its row, with the reason in `problem`.
+    A file that cannot be read keeps its row, with the reason in `problem`; `split_images` leaves it out. How many
+    there are is said aloud.
 
-    Raises ValueError when more than a tenth of a class cannot be read.
+    Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
     """
     root = _root(images)
+    if not isinstance(near, (int, float)) or not 0 < near <= 1:
+        raise ValueError(f"near: {near!r} must be a correlation above 0 and at most 1.")
+    for column in ("file", "label", "group"):
+        if column not in images:
+            raise ValueError(f"images: column {column!r} is missing; pass the table that find_images returned.")
+    if images.empty:
+        raise ValueError("images: the table is empty; there is nothing to audit.")
     paths = [root / file for file in images.file]
     rows, thumbnails = zip(*_in_threads(_audit_one, paths, "audit"), strict=True)
     audited = images.drop(columns=[*rows[0], "duplicate"], errors="ignore").reset_index(drop=True)
     audited = pd.concat([audited, pd.DataFrame(rows)], axis=1)
     lost = audited.problem.ne("").groupby(audited.label).mean()
-    if (lost > 0.1).any():
+    if lost.any():
         broken = audited[audited.problem.ne("")]
-        raise ValueError(
-            f"images: {len(broken)} files cannot be read, {lost.max():.0%} of class {lost.idxmax()!r}; the first is "
-            f"{broken.file.iloc[0]!r}: {broken.problem.iloc[0]}. Fetch the set again, or remove these files."
-        )
+        first = f"the first is {broken.file.iloc[0]!r}: {broken.problem.iloc[0]}"
+        if (lost > 0.1).any():
+            raise ValueError(
+                f"images: {len(broken)} files cannot be read, {lost.max():.0%} of class {lost.idxmax()!r}; {first}. "
+                "Fetch the set again, or remove these files."
+            )
+        print(f"Left out of every split: {len(broken)} of {len(audited)} images cannot be read; {first}")
     audited["duplicate"], audited["group"] = _join_duplicates(audited, np.array(thumbnails), near)
     audited.attrs = dict(images.attrs)
     return audited
@@ -504,7 +638,7 @@ def _join_duplicates(images, thumbnails, near):
 
 
 def _root(images):
-    if "root" not in images.attrs:
+    if "root" not in getattr(images, "attrs", {}):
         raise ValueError("images: the table has lost its folder; pass the table that find_images returned.")
     return Path(images.attrs["root"])
 

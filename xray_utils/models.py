@@ -4,11 +4,12 @@ Every network is a plain `nn.Module` from images [B, 3, 224, 224] to logits [B, 
 `input_std` (three numbers each, for pixels in 0..1) and `spec`, from which `build` makes the same network again.
 """
 
-import pickle
+import os
+import re
+import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -86,18 +87,21 @@ def load_weights(path):
 
     Raises FileNotFoundError for a missing file, ValueError for one that holds anything but named tensors.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not isinstance(path, (str, os.PathLike)) or not os.path.isfile(path):
         raise FileNotFoundError(f"weights: {str(path)!r} is no file. Give a .safetensors or .pth file, or None.")
+    path = Path(path)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
+            if zipfile.is_zipfile(path) and any(member.compress_type for member in zipfile.ZipFile(path).infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever a reader makes of broken bytes
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"weights: {str(path)!r} could not be read as plain tensors ({reason}).") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    if not tensors or not all(isinstance(name, str) for name in state):
         raise ValueError(f"weights: {str(path)!r} holds something else than tensors by name (a state_dict).")
     return state
 
@@ -105,8 +109,9 @@ def load_weights(path):
 def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
     """A Hugging Face Vision Transformer with a new linear head (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
-    weights: a name on the Hub (the default is pinned to `VIT_REVISION`), a local folder with config.json and
-    model.safetensors, or None for a small random one. freeze: train the head alone, on fixed features.
+    weights: a local folder with config.json and model.safetensors, a name on the Hub with the commit to take (as in
+    "google/vit-large-patch16-224@<40 hex digits>"; the default is pinned to `VIT_REVISION`), or None for a small
+    random one. No code that comes with weights is run. freeze: train the head alone, on fixed features.
     Raises RuntimeError when the weights cannot be had, with what to do.
     """
     import transformers
@@ -124,13 +129,19 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
             verbosity = transformers.logging.get_verbosity()
             transformers.logging.set_verbosity_error()  # a new head is what we ask for
             transformers.logging.disable_progress_bar()
-            revision = VIT_REVISION if weights == VIT_NAME else None
-            options = dict(revision=revision, trust_remote_code=False)
+            name, revision = str(weights), None
             try:
+                if not os.path.isdir(name):  # on the Hub: what was there once, not what is there today
+                    name, _, revision = name.partition("@")
+                    revision = VIT_REVISION if name == VIT_NAME and not revision else revision
+                    if not re.fullmatch("[0-9a-f]{40}", revision):
+                        raise ValueError("no folder, and no name on the Hub with @ and a commit of 40 hex digits")
+                options = dict(revision=revision, trust_remote_code=False)
                 model, loading = transformers.ViTForImageClassification.from_pretrained(
-                    weights,
+                    name,
                     **labels,
                     use_safetensors=True,
+                    attn_implementation="sdpa",  # as always; a hostile config.json could name a kernel to be fetched
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **options,
@@ -138,10 +149,11 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
                 absent = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
                 if absent := sorted(name for name in absent if not name.startswith("classifier.")):
                     raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
-                processor = transformers.AutoImageProcessor.from_pretrained(weights, **options)
-            except (OSError, ValueError, SafetensorError) as error:
+                processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+            except Exception as error:  # whatever a reader makes of a broken or hostile folder
+                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 raise RuntimeError(
-                    f"weights: {str(weights)!r} could not be loaded ({str(error).splitlines()[0][:200]}). With a "
+                    f"weights: {str(weights)!r} could not be loaded ({reason}). With a "
                     f"network: huggingface_hub.snapshot_download({VIT_NAME!r}, revision={VIT_REVISION!r}, "
                     "local_dir='vit-weights'), then pass weights='vit-weights'. Without: weights=None trains a small "
                     "one from random weights."
