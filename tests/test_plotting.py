@@ -87,6 +87,10 @@ FIGURES = {
     "plot_history": lambda f: [f("history")],
     "plot_confusion_matrix": lambda f: [make_predictions()],
     "plot_comparison": lambda f: [f("table")],
+    "plot_experiments": lambda f: [
+        xu.judge({"metadata only": make_predictions(), "16 x 16 pixels": make_predictions()})
+    ],
+    "plot_home_and_away": lambda f: [make_predictions(), make_predictions(seed=1).query("label != 'virus'")],
     "plot_roc": lambda f: [make_predictions()],
     "plot_reliability": lambda f: [{"one": make_predictions(), "other": make_predictions(seed=1)}],
 }

@@ -166,7 +166,7 @@ def _remove_stale(path):
 # ---------------------------------------------------------------- find
 
 
-def find_images(folder):
+def find_images(folder, least_classes=2):
     """One row an image: `file` (relative to the folder), `label`, `patient`, `group`, `source`, sorted by file.
 
     Reads a folder with `manifest.csv` (columns file, label; patient_id, source and more if there), Actualmed's
@@ -175,8 +175,9 @@ def find_images(folder):
     Links are followed wherever they lead: they are the user's own, no archive brings any. A name or cell that a
     spreadsheet would take for a formula gets "./" in front, here and so in every table made from this one.
 
-    Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class, one class only, or a table
-    that is no UTF-8 CSV or holds paths out of the folder, control characters or cells of over 1,000 characters.
+    Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class, fewer than
+    `least_classes`, or a table that is no UTF-8 CSV or holds paths out of the folder, control characters or cells of
+    over 1,000 characters.
     """
     if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(folder)):
         raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give the one that holds the images.")
@@ -201,7 +202,7 @@ def find_images(folder):
         )
     images = pd.DataFrame(rows).sort_values("file", ignore_index=True)
     found = sorted(images.label.unique())
-    if len(found) < 2:
+    if len(found) < least_classes:
         raise ValueError(
             f"folder: {root.name!r} holds one class only, {found[0]!r} ({len(images)} images). "
             f"A classifier needs at least two of {', '.join(CLASSES)}, each in a folder of its own."
@@ -792,6 +793,12 @@ class PreparedData:
     def name(self):
         """The protocol, and "_sample" behind it for the bundled sample: the end of the names of its runs."""
         return self.settings["protocol"] + ("_sample" if self.is_sample else "")
+
+
+def check_data(data):
+    """Raise ValueError unless `data` is a prepared set."""
+    if not isinstance(data, PreparedData):
+        raise ValueError(f"data: a {type(data).__name__} is no prepared set; pass what prepare or load_data returned.")
 
 
 def prepare(images, size=224):

@@ -313,16 +313,14 @@ class Result:
 
 
 TEXT = ("file", "label", "predicted", "group", "source")  # columns of predictions.csv that are no numbers
-FORMULA = r"'*[=+@\t\r-]"  # how a cell begins that a spreadsheet would run, or one that was quoted for it
 
 
 def save_results(run, predictions, validation=None):
     """Write `predictions.csv` and `metrics.json` of the test images into the folder of `run`; returns the metrics.
 
     validation: the predictions of the validation images, kept as `validation.csv` (for `fit_temperature`).
-    Text that a spreadsheet would take for a formula gets a ' in front (https://owasp.org/www-community/attacks/
-    CSV_Injection), which `load_results` takes off again. Raises ValueError when a table (which carries the
-    fingerprint of its images in `attrs`, if `predict` made it) is not of the test or validation images of `run`.
+    Raises ValueError when a table (which carries the fingerprint of its images in `attrs`, if `predict` made it) is
+    not of the test or validation images of `run`.
     """
     metrics = compute_metrics(predictions)
     for argument, side, table in (("validation", "val", validation), ("predictions", "test", predictions)):
@@ -336,10 +334,8 @@ def save_results(run, predictions, validation=None):
             )
     for name, table in (("validation", validation), ("predictions", predictions)):
         if table is not None:
-            text = table[[c for c in TEXT if c in table]].astype(str)
-            text = text.replace(f"^(?={FORMULA})", "'", regex=True)
             with whole_file(Path(run.folder) / f"{name}.csv") as path:
-                table.assign(**text).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+                table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
     with whole_file(Path(run.folder) / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1))
     return metrics
@@ -379,10 +375,8 @@ def load_results(names, folder=None):
 
 
 def _read_predictions(path):
-    """What `save_results` wrote; no text is taken for a number, an empty cell or a formula."""
-    table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, float_precision="round_trip")
-    text = table[[c for c in TEXT if c in table]].replace(f"^'(?={FORMULA})", "", regex=True)
-    return table.assign(**text)
+    """What `save_results` wrote; no text is taken for a number or an empty cell."""
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, float_precision="round_trip")
 
 
 def compare(results):

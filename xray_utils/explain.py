@@ -23,12 +23,14 @@ from .data import (
     _audit_one,
     _root,
     audit_images,
+    check_data,
     check_table,
+    check_whole,
     find_images,
     read_image,
     resize,
 )
-from .evaluation import PROBABILITIES, compute_metrics
+from .evaluation import PROBABILITIES, check_dict, compute_metrics
 
 CENTRE = (0.12, 0.88)  # of the height and the width: the box that holds the lungs on most radiographs
 
@@ -81,6 +83,8 @@ def change_split(split, change):
 
     Raises ValueError for an unknown name.
     """
+    if not isinstance(split, Split):
+        raise ValueError(f"split: a {type(split).__name__} is no side of a prepared set; pass data.test, say.")
     if not callable(change) and change not in CHANGES:
         raise ValueError(f"change: {change!r} is unknown. Allowed: {', '.join(map(repr, CHANGES))}, or a function.")
     changed = ChangedSplit(split.rows, split.pixels, split.positions)
@@ -90,6 +94,7 @@ def change_split(split, change):
 
 def change_data(data, change):
     """All three sides through `change_split`: to train on changed images too."""
+    check_data(data)
     sides = {name: change_split(getattr(data, name), change) for name in SPLITS}
     return PreparedData(**sides, settings=data.settings, is_sample=data.is_sample)
 
@@ -100,6 +105,10 @@ def plant_marker(split, shift=0, share=0.07):
     Stripes for covid, columns for normal, a chessboard for virus; `shift=1` gives each class the stamp of the next.
     share: width of the stamp, of that of the picture.
     """
+    if not isinstance(split, Split):
+        raise ValueError(f"split: a {type(split).__name__} is no side of a prepared set; pass data.test, say.")
+    if not 0 < share <= 0.5:
+        raise ValueError(f"share: {share!r} must be above 0 and at most 0.5 of the width.")
     pixels = split.take(np.arange(len(split)))
     width = max(4, round(share * pixels.shape[1]))
     y, x = np.indices((width, width)) // 2 % 2
@@ -150,6 +159,7 @@ def thumbnail_features(split, size=16):
 
 def all_images(data):
     """All images of a prepared set once, unmirrored, as one `Split`."""
+    check_data(data)
     rows = pd.concat([getattr(data, name).rows.assign(position=getattr(data, name).positions) for name in SPLITS])
     rows = rows[~rows.mirrored].sort_values("file").drop_duplicates("file").reset_index(drop=True)
     return Split(rows.drop(columns=["position", "split"]), data.train.pixels, rows.position.to_numpy())
@@ -179,6 +189,7 @@ AT_CHANCE = ("metadata only", "only the border")  # what tells nothing of the cl
 
 def judge(experiments):
     """A table of `try_to_break`: balanced accuracy with its interval, and what an innocent data set would give."""
+    check_dict("experiments", experiments, "what try_to_break returned")
     rows = {}
     for name, predictions in experiments.items():
         metrics = compute_metrics(predictions)
@@ -192,6 +203,8 @@ def judge(experiments):
 
 def verdict(table):
     """One sentence on the data set, filled in by the numbers of `judge`: accused, or nothing found."""
+    if not isinstance(table, pd.DataFrame) or not set(AT_CHANCE) <= set(table.index):
+        raise ValueError(f"table: it lacks {' or '.join(map(repr, AT_CHANCE))}; pass the table made by judge.")
     found = table.loc[list(AT_CHANCE)]
     guilty = found[found.low > found.innocent]
     if guilty.empty:
@@ -219,6 +232,8 @@ def load_external(folder, images, size=224, near=0.95):
     or mirrored duplicates of `images` (as `audit_images` finds them), and patients that are in it. Classes may be
     absent. Raises ValueError when nothing is left.
     """
+    check_table("images", images, ["file", "label", "patient", "sha256"], "audit_images")
+    check_whole("size", size, 1)
     external = audit_images(find_images(folder, least_classes=1), near)
     external = external[external.problem.eq("")].reset_index(drop=True)
     ours, theirs = (

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from .data import CLASSES, SPLITS, PreparedData, _root, check_table, check_whole, is_sample, read_image, resize
+from .data import CLASSES, SPLITS, _root, check_data, check_table, check_whole, is_sample, read_image, resize
 from .evaluation import (
     ORIGINAL,
     PROBABILITIES,
@@ -79,11 +79,6 @@ def _readable(images, *columns, maker="find_images"):
     if images.empty:
         raise ValueError("images: none of them can be read; the column problem says why.")
     return images
-
-
-def _check_data(data):
-    if not isinstance(data, PreparedData):
-        raise ValueError(f"data: a {type(data).__name__} is no prepared set; pass what prepare or load_data returned.")
 
 
 def plot_examples(images, per_class=5, seed=0):
@@ -217,7 +212,7 @@ def plot_preparation(images, data, count=4, seed=0):
     Raises ValueError when `data` was made from other images than `images`.
     """
     check_table("images", images, ["file", "mode"], "audit_images")
-    _check_data(data)
+    check_data(data)
     check_whole("count", count, 1)
     check_whole("seed", seed)
     rows = data.train.rows[~data.train.rows.mirrored]
@@ -237,7 +232,7 @@ def plot_preparation(images, data, count=4, seed=0):
 
 def plot_mirroring(data, seed=0):
     """A training image and its mirrored row."""
-    _check_data(data)
+    check_data(data)
     check_whole("seed", seed)
     rows = data.train.rows
     twins = rows[rows.mirrored & rows.file.isin(rows.file[~rows.mirrored])]
@@ -467,7 +462,8 @@ def plot_reliability(predictions):
 
 def plot_experiments(table):
     """Balanced accuracy of each experiment of `judge` with its interval; a diamond where innocent data would be."""
-    check_dict("table", dict(table), "the table made by judge")
+    if not isinstance(table, pd.DataFrame) or table.empty or "innocent" not in table:
+        raise ValueError("table: it has no column 'innocent'; pass the table made by judge.")
     with _figure(width=8.5, height=1.2 + 0.55 * len(table)) as (figure, axes):
         axis = axes[0, 0]
         for row, (_, found) in enumerate(table.iterrows()):

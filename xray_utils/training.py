@@ -467,8 +467,8 @@ def load_run(run, model=None):
 def predict(model, split, batch_size=64):
     """The network's answer to each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
 
-    `group`, `mirrored` and `source` of the images stand behind. Raises ValueError for an empty split or a model with
-    another number of classes.
+    `group`, `mirrored`, `source` and `view` of the images stand behind, where known. Raises ValueError for an empty
+    split or a model with another number of classes.
     """
     if len(split) == 0:
         raise ValueError("split: there are no images to predict.")
@@ -486,5 +486,10 @@ def predict(model, split, batch_size=64):
         raise FloatingPointError("model: its outputs are not finite; its weights are broken. Train it again.")
     table = split.rows[["file", "label"]].assign(predicted=np.array(CLASSES)[probabilities.argmax(axis=1)])
     table[[f"p_{name}" for name in CLASSES]] = probabilities
-    extra = [column for column in ("group", "mirrored", "source") if column in split.rows]
-    return pd.concat([table, split.rows[extra]], axis=1)
+    extra = [column for column in ("group", "mirrored", "source", "view") if column in split.rows]
+    table = pd.concat([table, split.rows[extra]], axis=1)
+    table.attrs = {
+        "fingerprint": split.fingerprint(),
+        "images": len(split),
+    }  # save_results asks whose answers these are
+    return table
