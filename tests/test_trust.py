@@ -71,6 +71,12 @@ def test_intervals_cover_the_truth_where_errors_are_clustered():
     assert naive / n < 0.88  # drawing images instead of patients promises too much
 
 
+def test_sure_but_wrong_by_hand():
+    table = make_predictions(4).assign(label="covid", predicted=["covid", "virus", "virus", "normal"])
+    table[COLUMNS] = [[0.95, 0.03, 0.02], [0.02, 0.03, 0.95], [0.2, 0.0, 0.8], [0.04, 0.92, 0.04]]
+    assert xu.compute_metrics(table)["sure_but_wrong"] == 2 / 4
+
+
 def test_a_class_that_is_absent_has_no_recall_and_no_area():
     table = make_predictions(n=60)
     metrics = xu.compute_metrics(table[table.label != "virus"])
@@ -131,7 +137,7 @@ def test_metrics_table_holds_every_number():
     metrics = xu.compute_metrics(make_predictions(60))
     table = xu.metrics_table({"one": metrics, "other": metrics})
     wanted = ["accuracy", "balanced accuracy", "macro f1"]
-    wanted += [f"{kind} {name}" for kind in ("recall", "AUC") for name in CLASSES]
+    wanted += [f"recall {name}" for name in CLASSES] + ["sure but wrong"] + [f"AUC {name}" for name in CLASSES]
     assert list(table.index) == wanted and list(table.columns) == ["one", "other"]
     assert table.loc["AUC virus", "one"] == xu.with_interval(metrics, "auc_virus")
 

@@ -6,6 +6,7 @@ from .data import count_split as count_split
 from .data import data_dir as data_dir
 from .data import describe_images as describe_images
 from .data import download_images as download_images
+from .data import external_dir as external_dir
 from .data import find_images as find_images
 from .data import is_sample as is_sample
 from .data import load_data as load_data
@@ -31,6 +32,7 @@ from .evaluation import report as report
 from .evaluation import results_dir as results_dir
 from .evaluation import save_results as save_results
 from .evaluation import with_interval as with_interval
+from .explain import CHANGES as CHANGES
 from .explain import change_data as change_data
 from .explain import change_split as change_split
 from .explain import judge as judge

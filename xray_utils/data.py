@@ -100,6 +100,23 @@ def data_dir():
     return repository_dir() / "data" / "sample"
 
 
+def external_dir():
+    """The folder of a second hospital: `XRAY_EXTERNAL`, or `data/external` if it is there, else the sample's own.
+
+    None for real images without one. Raises FileNotFoundError if `XRAY_EXTERNAL` names a folder that does not exist.
+    """
+    if os.environ.get("XRAY_EXTERNAL"):
+        folder = Path(os.environ["XRAY_EXTERNAL"]).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"XRAY_EXTERNAL is {str(folder)!r}, which is no folder. Set it, or unset it.")
+        return folder
+    sample = repository_dir() / "data" / "sample"
+    if data_dir().resolve() == sample.resolve():
+        return sample.with_name("sample_external")
+    own = repository_dir() / "data" / "external"
+    return own if own.is_dir() else None
+
+
 def is_sample(images):
     """True if the table `images` came from the bundled synthetic sample."""
     return Path(images.attrs.get("root", "")) == (repository_dir() / "data" / "sample").resolve()

@@ -93,6 +93,7 @@ def report(predictions):
 def compute_metrics(predictions, resamples=2000, seed=0):
     """Accuracy, balanced accuracy, macro F1, recall and one-vs-rest AUC of each class, with 95 % intervals, as a dict.
 
+    `sure_but_wrong` is the share of images that get a wrong answer with a probability above 0.9.
     Each number `x` has `x_interval`, a percentile bootstrap over groups (patients), since images of one patient are
     not independent (Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007 for resampling whole clusters). A number
     that the images cannot give (the recall of a class that is absent) is None. `classes` has the rows of `report`.
@@ -141,6 +142,8 @@ def _statistics(predictions, weights):
     result["macro_f1"] = (2 * right / np.maximum(true + said, 1)).mean(axis=1)
     result |= {f"recall_{name}": recall[:, i] for i, name in enumerate(CLASSES)}
     if set(PROBABILITIES) <= set(predictions):
+        sure = predictions[PROBABILITIES].max(axis=1).to_numpy() > 0.9
+        result["sure_but_wrong"] = weights @ (sure & ~(label & predicted).any(axis=1)) / weights.sum(axis=1)
         result |= {
             f"auc_{name}": _auc(predictions[f"p_{name}"].to_numpy(), label[:, i], weights)
             for i, name in enumerate(CLASSES)

@@ -19,6 +19,7 @@ from scipy import ndimage
 
 LABELS = ("covid", "normal", "virus")
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
+EXTERNAL = SAMPLE.with_name("sample_external")
 
 LETTERS = {  # the side marker, 5x7 dots
     "L": "10000 10000 10000 10000 10000 10000 11111",
@@ -331,7 +332,33 @@ def draw_sample(folder=SAMPLE, seed=0):
     return manifest
 
 
+def draw_external(folder=EXTERNAL, seed=0, per_class=12):
+    """Write a second synthetic hospital: covid and normal alone, other patients, darker films with a bright upper edge.
+
+    Returns the path of the manifest (file, label, patient_id, source, view), written last.
+    """
+    rows = []
+    for label in LABELS[:2]:
+        for i in range(per_class):
+            rng = np.random.default_rng([seed, 5, LABELS.index(label), i])
+            patient = 500 + 100 * LABELS.index(label) + i  # beyond those of the sample
+            image, _ = draw_phantom(label, 1000 * seed + patient, tuple(rng.integers(190, 260, 2).tolist()))
+            image = np.round(255 * (image / 255) ** 1.6).astype(np.uint8)
+            image[:7] = 190
+            name = f"{label}/phantom_{label}_h{patient}.jpg"
+            _write(Path(folder) / name, _encode(image, "L", ".jpg", quality=85))
+            rows.append((name, label, f"h{patient}", "synthetic hospital 2", ("AP", "PA")[i % 2]))
+    table = io.StringIO()
+    header = ("file", "label", "patient_id", "source", "view")
+    csv.writer(table, lineterminator="\n").writerows([header, *sorted(rows)])
+    manifest = Path(folder) / "manifest.csv"
+    _write(manifest, table.getvalue().encode())
+    return manifest
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw the synthetic sample again.")
+    parser = argparse.ArgumentParser(description="Draw the synthetic sample and its second hospital again.")
     parser.add_argument("folder", nargs="?", default=SAMPLE, type=Path)
-    print(draw_sample(parser.parse_args().folder))
+    chosen = parser.parse_args().folder
+    print(draw_sample(chosen))
+    print(draw_external(chosen.with_name(f"{chosen.name}_external")))
