@@ -902,7 +902,7 @@ def _write_prepared(root, files, size, folder):
                 return
             if not folder.is_dir():
                 raise
-            for name in ("images.npy", "index.csv", "meta.json"):  # a changed set: these three alone, the note last
+            for name in ("images.npy", "index.csv", "meta.json"):  # a changed set: these three alone
                 os.replace(whole / name, folder / name)
 
 
