@@ -365,6 +365,7 @@ NOTHING_TO_CHECK = {  # functions without arguments, or that take anything
     "check_environment": "no argument",
     "data_dir": "no argument; XRAY_DATA is tested in test_split",
     "results_dir": "no argument",
+    "external_dir": "no argument; XRAY_EXTERNAL is tested in test_explain",
     "plot_residual_block": "no argument",
     "outputs_dir": "parts of any path",
     "is_sample": "asks a table where it came from; any that does not know is none of the sample",

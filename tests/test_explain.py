@@ -179,3 +179,16 @@ def test_what_training_knows_is_left_out_of_an_external_set(tmp_path, capsys):
     assert "left out: 3 that training has too, 1 of patients in training" in said
     with pytest.raises(ValueError, match="holds no image that training does not know"):
         xu.load_external(home, images)
+
+
+def test_where_the_other_hospital_is(tmp_path, monkeypatch):
+    assert xu.external_dir() == repository_dir() / "data" / "sample_external"
+    monkeypatch.setenv("XRAY_EXTERNAL", str(tmp_path))
+    assert xu.external_dir() == tmp_path
+    monkeypatch.setenv("XRAY_EXTERNAL", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="XRAY_EXTERNAL is '.*nowhere', which is no folder"):
+        xu.external_dir()
+    monkeypatch.delenv("XRAY_EXTERNAL")
+    monkeypatch.setenv("XRAY_DATA", str(tmp_path))
+    own = repository_dir() / "data" / "external"
+    assert xu.external_dir() == (own if own.is_dir() else None)  # real images are not tried on drawings

@@ -21,8 +21,9 @@ def text_of(output):
     return "".join(output.get("text", "")) + "".join(data.get("text/plain", "")) + "".join(data.get("text/html", ""))
 
 
-def test_there_are_six():
+def test_there_are_seven():
     names = ["01_data_exploration", "02_preprocessing", "03_baseline_cnn", "04_resnet18", "05_vit", "06_comparison"]
+    names.append("07_try_to_break_it")
     assert [path.stem for path in NOTEBOOKS] == names
 
 

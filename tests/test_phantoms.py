@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from xray_utils.phantoms import LABELS, SAMPLE, draw_phantom, draw_sample
+from xray_utils.phantoms import EXTERNAL, LABELS, SAMPLE, draw_external, draw_phantom, draw_sample
 
 JPEG_TOLERANCE = 6  # grey levels: encoder builds round differently
 
@@ -87,6 +87,17 @@ def test_sample_can_be_redrawn(redrawn):
         assert (old.mode, old.size) == (new.mode, new.size), name
         apart = np.abs(np.asarray(old, int) - np.asarray(new, int)).max()
         assert apart <= (0 if name.endswith(".png") else JPEG_TOLERANCE), name
+
+
+def test_second_hospital_can_be_redrawn_and_shares_no_patient(tmp_path):
+    draw_external(tmp_path)
+    assert files_in(tmp_path) == files_in(EXTERNAL)
+    assert (tmp_path / "manifest.csv").read_text() == (EXTERNAL / "manifest.csv").read_text()
+    for name in sorted(files_in(EXTERNAL) - {"manifest.csv"}):
+        old, new = (np.asarray(Image.open(folder / name), int) for folder in (EXTERNAL, tmp_path))
+        assert old.shape == new.shape and np.abs(old - new).max() <= JPEG_TOLERANCE, name
+    patients = [{row["patient_id"] for row in csv.DictReader((f / "manifest.csv").open())} for f in (SAMPLE, EXTERNAL)]
+    assert len(patients[1]) == 24 and not patients[0] & patients[1]
 
 
 def test_sample_leaves_other_files_alone(redrawn, tmp_path):
