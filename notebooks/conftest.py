@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
+os.environ.pop("XRAY_EXTERNAL", None)
 OUTPUTS = tempfile.mkdtemp(prefix="xray-notebooks-")
 os.environ.update(
     XRAY_DATA=str(SAMPLE), XRAY_OUTPUTS=OUTPUTS, TQDM_DISABLE="1", HF_HUB_OFFLINE="1"
