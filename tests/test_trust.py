@@ -136,7 +136,7 @@ class TestTwo:
 def test_metrics_table_holds_every_number():
     metrics = xu.compute_metrics(make_predictions(60))
     table = xu.metrics_table({"one": metrics, "other": metrics})
-    wanted = ["accuracy", "balanced accuracy", "macro f1"]
+    wanted = ["accuracy", "balanced accuracy", "macro F1"]
     wanted += [f"recall {name}" for name in CLASSES] + ["sure but wrong"] + [f"AUC {name}" for name in CLASSES]
     assert list(table.index) == wanted and list(table.columns) == ["one", "other"]
     assert table.loc["AUC virus", "one"] == xu.with_interval(metrics, "auc_virus")

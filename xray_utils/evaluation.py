@@ -225,7 +225,9 @@ def metrics_table(metrics):
     check_dict("metrics", metrics, "{'name': the metrics of save_results, ...}")
     keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
     columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
-    return pd.DataFrame(columns, index=[key.replace("_", " ").replace("auc", "AUC") for key in keys])
+    return pd.DataFrame(
+        columns, index=[key.replace("_", " ").replace("auc", "AUC").replace("f1", "F1") for key in keys]
+    )
 
 
 # ---------------------------------------------------------------- calibration
