@@ -25,7 +25,7 @@ def collect():
         xu.plot_confusion_matrix(result.predictions, title=name).savefig(folder / "confusion_matrix.png", dpi=120)
     for folder in sorted(xu.outputs_dir("runs").iterdir()):  # compared on validation only: they have no test
         if (folder / "finished.json").is_file() and not (folder / "metrics.json").is_file():
-            if not folder.name.endswith("_sample") and not folder.name.startswith("stamp"):
+            if not folder.name.endswith("_sample") and not folder.name.startswith(("stamp", "relearned")):
                 (runs / folder.name).mkdir(parents=True, exist_ok=True)
                 for file in ("config.json", "history.csv"):
                     shutil.copyfile(folder / file, runs / folder.name / file)

@@ -192,7 +192,11 @@ WRONG = {
     ],
     "count_parameters": [("model", "'vit'", "torch.nn.Module", lambda t: xu.count_parameters("vit"))],
     # training
-    "fit": [("epochs", "0", "at least 1", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", epochs=0))],
+    "fit": [
+        ("epochs", "0", "at least 1", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", epochs=0)),
+        ("early_stopping", "'3'", "None or", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", early_stopping="3")),
+        ("model", "input_mean", "[0.5] * 3", lambda t: xu.fit(torch.nn.Linear(3, 3), t.data, "run", batch_size=2)),
+    ],
     "load_run": [("run", "'nothing'", "Train it first", lambda t: xu.load_run("nothing"))],
     # predictions and results
     "report": [*predictions_rows(xu.report)],
@@ -332,6 +336,10 @@ WRONG = {
     "plant_marker": [
         ("split", "DataFrame", "data.test", lambda t: xu.plant_marker(t.split)),
         *[("share", repr(v), "0.5", lambda t, v=v: xu.plant_marker(t.data.test, share=v)) for v in (0, -1, 0.6)],
+    ],
+    "guess": [
+        *tables("rows", lambda t, spoil: xu.guess(np.zeros((18, 1)), spoil(t.images)), ["file", "label", "group"]),
+        ("folds", "5", "groups of class", lambda t: xu.guess(np.zeros((3, 1)), t.images[::6])),
     ],
     "try_to_break": [
         ("data", "DataFrame", "load_data", lambda t: xu.try_to_break(t.split)),

@@ -185,6 +185,9 @@ def test_where_the_other_hospital_is(tmp_path, monkeypatch):
     assert xu.external_dir() == repository_dir() / "data" / "sample_external"
     monkeypatch.setenv("XRAY_EXTERNAL", str(tmp_path))
     assert xu.external_dir() == tmp_path
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XRAY_EXTERNAL", "data/sample_external")  # relative: from here, or from the repository
+    assert xu.external_dir() == repository_dir() / "data" / "sample_external"
     monkeypatch.setenv("XRAY_EXTERNAL", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="XRAY_EXTERNAL is '.*nowhere', which is no folder"):
         xu.external_dir()

@@ -96,6 +96,9 @@ def test_second_hospital_can_be_redrawn_and_shares_no_patient(tmp_path):
     for name in sorted(files_in(EXTERNAL) - {"manifest.csv"}):
         old, new = (np.asarray(Image.open(folder / name), int) for folder in (EXTERNAL, tmp_path))
         assert old.shape == new.shape and np.abs(old - new).max() <= JPEG_TOLERANCE, name
+    with pytest.raises(FileExistsError, match="manifest.csv lists other images"):
+        (tmp_path / "manifest.csv").write_text("file,label,patient_id,source\na.png,covid,1,hospital\n")
+        draw_external(tmp_path)
     patients = [{row["patient_id"] for row in csv.DictReader((f / "manifest.csv").open())} for f in (SAMPLE, EXTERNAL)]
     assert len(patients[1]) == 24 and not patients[0] & patients[1]
 

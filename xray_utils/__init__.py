@@ -35,6 +35,7 @@ from .evaluation import with_interval as with_interval
 from .explain import CHANGES as CHANGES
 from .explain import change_data as change_data
 from .explain import change_split as change_split
+from .explain import guess as guess
 from .explain import judge as judge
 from .explain import load_external as load_external
 from .explain import plant_marker as plant_marker

@@ -107,6 +107,7 @@ def external_dir():
     """
     if os.environ.get("XRAY_EXTERNAL"):
         folder = Path(os.environ["XRAY_EXTERNAL"]).expanduser()
+        folder = folder if folder.is_dir() else repository_dir() / folder  # a relative path: from here, or from there
         if not folder.is_dir():
             raise FileNotFoundError(f"XRAY_EXTERNAL is {str(folder)!r}, which is no folder. Set it, or unset it.")
         return folder
@@ -114,7 +115,7 @@ def external_dir():
     if data_dir().resolve() == sample.resolve():
         return sample.with_name("sample_external")
     own = repository_dir() / "data" / "external"
-    return own if own.is_dir() else None
+    return own if own.is_dir() and any(not entry.name.startswith(".") for entry in own.iterdir()) else None
 
 
 def is_sample(images):

@@ -1,7 +1,7 @@
 """Does a classifier read the disease, or where the image comes from? Experiments that try to break a result.
 
 What can be told without looking at the lungs: logistic regressions, each image answered by a model that has seen no
-image of its patient. What is left in another hospital: `load_external` and `external_metrics`.
+image of its patient. What is left in another hospital: `load_external`.
 """
 
 import hashlib
@@ -216,7 +216,7 @@ def verdict(table):
     worst = guilty["balanced accuracy"].idxmax()
     row = guilty.loc[worst]
     return (
-        f"ACCUSED: with {worst}, without a look at a lung, {row['balanced accuracy']:.0%} [{row.low:.0%}, "
+        f"ACCUSED: with {worst}, {row['balanced accuracy']:.0%} [{row.low:.0%}, "
         f"{row.high:.0%}] of each class are recognised, where an innocent data set would give {row.innocent:.0%}. "
         "What a network scores on this data may be where the images come from, not the disease."
     )

@@ -297,6 +297,13 @@ def _draw_class(label, seed, patients):
         yield f"{label}/phantom_{label}_p{patient:02d}_{k}{extension}", f"p{patient:02d}", content
 
 
+def _check_manifest(manifest):
+    if manifest.exists():
+        with manifest.open(newline="", encoding="utf-8") as file:
+            if any(not (row.get("source") or "").startswith("synthetic") for row in csv.DictReader(file)):
+                raise FileExistsError(f"folder: {manifest} lists other images than the sample's. Give another folder.")
+
+
 def draw_sample(folder=SAMPLE, seed=0):
     """Write the sample: 121 images of 84 patients in a folder a class, and manifest.csv; about 2 MB.
 
@@ -307,11 +314,7 @@ def draw_sample(folder=SAMPLE, seed=0):
     """
     folder = Path(folder)
     manifest = folder / "manifest.csv"
-    if manifest.exists():
-        with manifest.open(newline="", encoding="utf-8") as file:
-            if any(row.get("source") != "synthetic" for row in csv.DictReader(file)):
-                raise FileExistsError(f"folder: {manifest} lists other images than the sample's. Give another folder.")
-
+    _check_manifest(manifest)
     rng = np.random.default_rng([seed, 4])
     patients = 1 + rng.permutation(len(LABELS) * len(IMAGES_PER_PATIENT)).reshape(len(LABELS), -1)
     rows = []
@@ -337,7 +340,8 @@ def draw_external(folder=EXTERNAL, seed=0, per_class=12):
 
     Returns the path of the manifest (file, label, patient_id, source, view), written last.
     """
-    rows = []
+    manifest, rows = Path(folder) / "manifest.csv", []
+    _check_manifest(manifest)
     for label in LABELS[:2]:
         for i in range(per_class):
             rng = np.random.default_rng([seed, 5, LABELS.index(label), i])
@@ -351,7 +355,6 @@ def draw_external(folder=EXTERNAL, seed=0, per_class=12):
     table = io.StringIO()
     header = ("file", "label", "patient_id", "source", "view")
     csv.writer(table, lineterminator="\n").writerows([header, *sorted(rows)])
-    manifest = Path(folder) / "manifest.csv"
     _write(manifest, table.getvalue().encode())
     return manifest
 

@@ -476,7 +476,7 @@ def plot_experiments(table):
             axis.plot(found.innocent, row, "D", mfc="none", mec="black", markersize=8)
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
-        title = "Told apart without a look at the lungs; diamond: innocent data"
+        title = "Told apart without reading the lungs; diamond: innocent data"
         axis.set(xlabel="balanced accuracy, of every image", title=title, xlim=(0, 1.02))
         return figure
 

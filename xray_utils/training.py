@@ -143,7 +143,8 @@ def fit(
     "cosine" to zero, or "constant"; warmup: share of all steps in which a cosine or constant rate rises from zero.
     class_weights: weigh the loss by the inverse frequency of the class. early_stopping: epochs without a lower
     validation loss before it stops. augment: `augment_mild` on the training images. precision: "auto", "fp32",
-    "bf16" or "fp16" (mixed). Loss and accuracy are per image.
+    "bf16" or "fp16" (mixed). Loss and accuracy are per image, the training loss with its class weights; seconds and
+    images per second (of training) are those of the whole epoch, validation included.
 
     `model` itself is left as it is: a copy of it is trained.
 
@@ -279,7 +280,7 @@ def _check_arguments(
         raise ValueError(f"seed: {seed!r} must be a whole number from 0 to 4,000,000.")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay: {weight_decay!r} must be 0 or a positive number.")
-    if early_stopping is not None and early_stopping < 1:
+    if early_stopping is not None and (not isinstance(early_stopping, numbers.Real) or early_stopping < 1):
         raise ValueError(f"early_stopping: {early_stopping!r} must be None or at least 1 epoch.")
     if warmup and schedule == "plateau":
         raise ValueError(f"warmup: {warmup!r} goes with schedule 'cosine' or 'constant', not with 'plateau'.")
@@ -296,6 +297,10 @@ def _check_arguments(
             raise ValueError(f"data: {side} is empty.")
         if wrong := sorted(set(rows.label) - set(CLASSES)):
             raise ValueError(f"data: label {wrong[0]!r} in {side} is none of the classes {', '.join(CLASSES)}.")
+    if not hasattr(model, "input_mean") or not hasattr(model, "input_std"):
+        raise ValueError(
+            "model: it does not say what pixels it expects; for -1 to 1 model.input_mean = model.input_std = [0.5] * 3."
+        )
     if batch_size > len(data.train):
         raise ValueError(f"batch_size: {batch_size} is larger than the data; at most the {len(data.train)} of train.")
     classes = getattr(model, "spec", {}).get("num_classes", len(CLASSES))
