@@ -96,7 +96,8 @@ def compute_metrics(predictions, resamples=2000, seed=0):
     `sure_but_wrong` is the share of images that get a wrong answer with a probability above 0.9.
     Each number `x` has `x_interval`, a percentile bootstrap over groups (patients), since images of one patient are
     not independent (Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007 for resampling whole clusters). A number
-    that the images cannot give (the recall of a class that is absent) is None. `classes` has the rows of `report`.
+    that the images cannot give (the recall of a class that is absent) is None. Where no image (or every one) is wrong
+    the interval has no width; with n groups up to 3 / n may still be wrong (rule of three). `classes`: see `report`.
     """
     check_whole("resamples", resamples, 1)
     check_whole("seed", seed)
