@@ -20,13 +20,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Cells of a notebook stay together and in their order, however tests are shuffled."""
-    first = {}
-    for position, item in enumerate(items):
-        first.setdefault(item.path if hasattr(item, "cell_num") else item, position)
+    """Notebooks come first and in order, however tests are shuffled: they use earlier runs."""
     items.sort(
         key=lambda item: (
-            (first[item.path], item.cell_num) if hasattr(item, "cell_num") else (first[item], 0)
+            (0, str(item.path), item.cell_num) if hasattr(item, "cell_num") else (1, "", 0)
         )
     )
 

@@ -394,7 +394,7 @@ def test_formulas_stay_text_in_every_table(formula, tmp_path, monkeypatch):
     images.to_csv(tmp_path / "images.csv", index=False)
     rows = pd.concat([side.rows for side in (prepared.train, prepared.val, prepared.test)])
     rows = rows.assign(predicted=rows.label, p_covid=0.2, p_normal=0.3, p_virus=0.5)
-    xu.save_results(types.SimpleNamespace(folder=tmp_path), rows)
+    xu.save_results(types.SimpleNamespace(folder=tmp_path, config={"data": {}}), rows)
     tables = [*tmp_path.glob("*.csv"), *pathlib.Path(os.environ["XRAY_OUTPUTS"]).rglob("index.csv")]
     cells = [cell for table in tables for cell in cells_of(table)]
     assert len(tables) == 3 and sum(name in cell or formula in cell for cell in cells) >= 8
