@@ -352,7 +352,7 @@ WRONG = {
     "verdict": [("table", "'metadata only'", "judge", lambda t: xu.verdict(pd.DataFrame({"low": [1]})))],
     "load_external": [
         ("folder", "nowhere", "Give the one that holds", lambda t: xu.load_external("nowhere", t.images)),
-        ("images", "'sha256'", "audit_images", lambda t: xu.load_external(t.folder, t.images.drop(columns="sha256"))),
+        ("images", "'problem'", "audit_images", lambda t: xu.load_external(t.folder, t.images.drop(columns="problem"))),
         ("folder", "no image that training does not know", "", lambda t: xu.load_external(t.folder, t.images)),
         *whole("size", 1, lambda t, **options: xu.load_external(t.folder, t.images, **options)),
     ],

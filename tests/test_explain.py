@@ -181,6 +181,19 @@ def test_what_training_knows_is_left_out_of_an_external_set(tmp_path, capsys):
         xu.load_external(home, images)
 
 
+def test_sets_without_known_patients_can_be_compared(tmp_path):
+    from xray_utils.phantoms import draw_phantom
+
+    for place, first in (("home", 0), ("away", 10)):
+        for i, label in enumerate(("covid", "normal")):
+            (tmp_path / place / label).mkdir(parents=True)
+            pixels = draw_phantom(label, first + i, (96, 96))[0]
+            Image.fromarray(pixels).save(tmp_path / place / label / f"{label}{first}.png")
+    images = xu.audit_images(xu.find_images(tmp_path / "home"))
+    assert images.patient.isna().all()
+    assert len(xu.load_external(tmp_path / "away", images, size=64)) == 2  # nobody is taken for the same patient
+
+
 def test_where_the_other_hospital_is(tmp_path, monkeypatch):
     assert xu.external_dir() == repository_dir() / "data" / "sample_external"
     monkeypatch.setenv("XRAY_EXTERNAL", str(tmp_path))

@@ -232,13 +232,13 @@ def load_external(folder, images, size=224, near=0.95):
     or mirrored duplicates of `images` (as `audit_images` finds them), and patients that are in it. Classes may be
     absent. Raises ValueError when nothing is left.
     """
-    check_table("images", images, ["file", "label", "patient", "sha256"], "audit_images")
+    check_table("images", images, ["file", "label", "problem"], "audit_images")
     check_whole("size", size, 1)
     external = audit_images(find_images(folder, least_classes=1), near)
     external = external[external.problem.eq("")].reset_index(drop=True)
     ours, theirs = (
         np.array([_audit_one(_root(table) / file)[1] for file in table.file[table.problem.eq("")]])
-        for table in (images.assign(problem=images.get("problem", "")), external)
+        for table in (images, external)
     )
     mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
     twin = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
