@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def in_children(*acts):
         child = os.fork()
         if child == 0:
             code = 1
+            signal.alarm(120)  # a child that waits for ever fails
             try:
                 act()
                 code = 0
@@ -262,6 +264,9 @@ def test_two_processes_share_batches_and_come_to_the_same_loss(monkeypatch):
     """21 images in batches of 10: the last has one image, and the second process none of it."""
     data = make_data(train=(9, 7, 5), val=(5, 4, 2))
     options = dict(epochs=2, batch_size=10, precision="fp32", lr=0.01)
+    broken = make_data(train=(9, 7, 5), val=(5, 4, 2))
+    broken.train.pixels = broken.train.pixels.astype(np.float32)
+    broken.train.pixels[11] = np.nan  # one process meets it; the other must not wait for it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -270,6 +275,8 @@ def test_two_processes_share_batches_and_come_to_the_same_loss(monkeypatch):
         os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         xu.fit(linear(), data, "linear", **options)
         xu.fit(xu.baseline_cnn(), data, "baseline", **options)  # running statistics, which are sent around
+        with pytest.raises(FloatingPointError, match="epoch 1, batch .* No epoch is complete yet"):
+            xu.fit(linear(), broken, "broken", **options)
         torch.distributed.destroy_process_group()
 
     assert in_children(lambda: act("0"), lambda: act("1")) == [0, 0]

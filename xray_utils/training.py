@@ -211,13 +211,14 @@ def fit(
                     images = augment_mild(images, generator)
                 logits = logits_of(network, images)
                 loss = F.cross_entropy(logits.float(), labels, weights)
-                if not torch.isfinite(loss):
+                if accelerator.reduce((~loss.isfinite()).float()):  # of any process: none may wait for one that stops
+                    value = "not finite in another process" if loss.isfinite() else loss.item()
                     broken = ~images.flatten(1).isfinite().all(dim=1).cpu().numpy()
                     if broken.any():
                         file = data.train.rows.file.iloc[indices[broken][0]]
                         advice = f"The pixels of {file!r} are no numbers: prepare the images again."
                     raise FloatingPointError(
-                        f"{name}: the loss is {loss.item()} in epoch {epoch}, batch {step + 1}. "
+                        f"{name}: the loss is {value} in epoch {epoch}, batch {step + 1}. "
                         f"{_kept(folder, history)} {advice}"
                     )
                 optimizer.zero_grad()
