@@ -5,18 +5,28 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from xdist.scheduler import LoadScopeScheduling
+
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 os.environ.pop("XRAY_EXTERNAL", None)
 OUTPUTS = tempfile.mkdtemp(prefix="xray-notebooks-")
 os.environ.update(
     XRAY_DATA=str(SAMPLE), XRAY_OUTPUTS=OUTPUTS, TQDM_DISABLE="1", HF_HUB_OFFLINE="1"
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_configure(config):
-    """Cells of a notebook share a kernel: with `-n`, tests are dealt out file by file."""
-    if getattr(config.option, "dist", "no") != "no":
-        config.option.dist = "loadfile"
+class ByFile(LoadScopeScheduling):
+    """One worker does all notebooks, in order; a file of tests stays with one worker."""
+
+    def _split_scope(self, nodeid):
+        return "notebooks" if nodeid.startswith("notebooks/") else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Cells of a notebook share a kernel, and notebooks their runs."""
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items):
