@@ -1,5 +1,8 @@
 """Can the numbers be trusted? Areas, intervals, paired tests and calibration against scikit-learn, scipy and truth."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,21 +11,14 @@ from sklearn import metrics as sk
 from test_evaluation import make_predictions
 
 import xray_utils as xu
-from xray_utils.evaluation import _auc, _draws, _groups, _interval, _statistics, reliability
+from xray_utils.evaluation import _auc, reliability
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "reliability"))
+import bootstrap
+from bootstrap import intervals, made
 
 CLASSES = list(xu.CLASSES)
 COLUMNS = [f"p_{name}" for name in CLASSES]
-
-
-def made(n, accuracy, rng, images_per_group=2, clustered=0.6):
-    """Predictions of known accuracy; in a share of the groups all images are right or wrong together."""
-    group = np.arange(n) // images_per_group
-    together = (rng.random(group.max() + 1) < clustered)[group]
-    luck = np.where(together, rng.random(group.max() + 1)[group], rng.random(n))
-    label = rng.integers(3, size=n)
-    predicted = np.where(luck < accuracy, label, (label + rng.integers(1, 3, size=n)) % 3)
-    columns = {"label": np.array(CLASSES)[label], "predicted": np.array(CLASSES)[predicted], "group": group}
-    return pd.DataFrame({"file": [f"{i}.png" for i in range(n)], **columns})
 
 
 def test_auc_is_that_of_sklearn_with_ties_and_weights():
@@ -53,21 +49,19 @@ def test_intervals_of_independent_images_are_those_of_scipy():
     assert xu.compute_metrics(table)["accuracy_interval"] == pytest.approx(wanted, abs=0.008)
 
 
-def accuracy_interval(table, seed, resamples=200):
-    group = _groups(table)
-    drawn = [_statistics(table, weights[:, group])["accuracy"] for weights in _draws(group.max() + 1, resamples, seed)]
-    return _interval(np.concatenate(drawn))
-
-
 def test_intervals_cover_the_truth_where_errors_are_clustered():
-    rng, covered, naive, n = np.random.default_rng(5), 0, 0, 200
+    """Every number in fewer sets; `python tests/reliability --only bootstrap` makes 2,000."""
+    covered = bootstrap.run(sets=100, images=240, resamples=200)["covered"]
+    assert {"accuracy", "balanced_accuracy", "macro_f1", "recall_covid", "auc_virus"} <= set(covered)
+    assert all(0.86 <= share <= 1 for share in covered.values()), covered
+    rng, n, held, naive = np.random.default_rng(5), 300, 0, 0
     for seed in range(n):
-        table = made(240, 0.85, rng, images_per_group=4)
-        low, high = accuracy_interval(table, seed)
-        covered += low <= 0.85 <= high
-        low, high = accuracy_interval(table.assign(group=table.file), seed)
+        table = made(240, 0.85, rng, images_per_group=4).drop(columns=COLUMNS)
+        low, high = intervals(table, seed, resamples=200)["accuracy"]
+        held += low <= 0.85 <= high
+        low, high = intervals(table.assign(group=table.file), seed, resamples=200)["accuracy"]
         naive += low <= 0.85 <= high
-    assert 0.89 <= covered / n <= 0.99  # 200 repetitions leave +-3 points around 0.95
+    assert 0.93 <= held / n <= 0.97
     assert naive / n < 0.88  # drawing images instead of patients promises too much
 
 

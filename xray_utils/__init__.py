@@ -64,6 +64,14 @@ from .plotting import plot_residual_block as plot_residual_block
 from .plotting import plot_roc as plot_roc
 from .plotting import plot_sizes as plot_sizes
 from .plotting import plot_split as plot_split
+from .robust import against_normal as against_normal
+from .robust import doubts as doubts
+from .robust import features as features
+from .robust import ill_scores as ill_scores
+from .robust import refuse as refuse
+from .robust import risk_coverage as risk_coverage
+from .robust import shared_sources as shared_sources
+from .robust import within_sources as within_sources
 from .training import check_environment as check_environment
 from .training import fit as fit
 from .training import load_run as load_run

@@ -1,6 +1,6 @@
 """All figures of reliability, into results/reliability.json: `python tests/reliability` (hours).
 
-`--only kills`, `--only images` or `--only soak` does one part again and keeps the others.
+`--only bootstrap`, `--only kills`, `--only images` or `--only soak` does one part again and keeps the others.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-PARTS = ("kills", "images", "soak")
+PARTS = ("bootstrap", "kills", "images", "soak")
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "pandas", "pillow", "scikit-learn", "pytest")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]

@@ -1,0 +1,217 @@
+"""What holds in another hospital, what more data would do, and over how many seeds: tables, no image.
+
+After notebooks 3 to 5 under "grouped", with the images of `XRAY_DATA` and `XRAY_EXTERNAL` and the ViT of
+`XRAY_VIT_WEIGHTS`: `.venv/bin/python results/elsewhere.py`
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+import xray_utils as xu
+from xray_utils.data import Split
+from xray_utils.explain import all_images
+
+TABLES = Path(__file__).resolve().parent / "tables"
+WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
+
+
+def cached(name, split):
+    """Features of the pretrained ViT, never fine-tuned: computed once, kept beside the runs."""
+    path = xu.outputs_dir("tables", f"features_{name}.npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = f"{Path(WEIGHTS).name} {split.fingerprint()}"
+    if not path.is_file() or str(np.load(path)["key"]) != key:
+        np.savez(path, key=key, features=xu.features(xu.vit(WEIGHTS), split))
+    return np.load(path)["features"]
+
+
+def probe(known, rows, asked, asked_rows, weights=None):
+    """The answers of a logistic regression on features, as a predictions table."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    with threadpool_limits(1):
+        model.fit(known, rows.label, logisticregression__sample_weight=weights)
+        found = model.predict_proba(asked)
+    columns = [column for column in ("group", "source", "view") if column in asked_rows]
+    table = asked_rows[["file", "label", *columns]].reset_index(drop=True)
+    table["predicted"] = model.classes_[found.argmax(axis=1)]
+    return table.assign(**{f"p_{name}": found[:, i] for i, name in enumerate(model.classes_)})
+
+
+def area(table, illness):
+    """AUC of covid against normal with its interval, asked for two classes; illness None: by the plain p_covid."""
+    two = table[table.label.ne("virus")] if illness is None else xu.against_normal(table, illness)
+    return xu.with_interval(xu.compute_metrics(two), "auc_covid")
+
+
+def by_score(table, score):
+    """A predictions table whose probability of covid is the sigmoid of `score`."""
+    p = 1 / (1 + np.exp(-score))
+    return table.assign(p_covid=p, p_normal=1 - p, p_virus=0.0)
+
+
+def areas(data, away, probes, scores):
+    """Every network and every question that was tried: AUC covid against normal at home (test images) and away."""
+    rows = []
+    tables = dict(probes)
+    for name in (*xu.NOTEBOOKS, "baseline_cnn_shared_sources", "resnet18_shared_sources", "vit_shared_sources"):
+        try:
+            model = xu.load_run(f"{name}_{data.name}").model
+        except FileNotFoundError as error:
+            print(error)
+            continue
+        tables[name] = xu.predict(model, data.test), xu.predict(model, away)
+    for name, (home, there) in tables.items():
+        shared = "shared" in name  # trained without covid: it can only be asked for pneumonia
+        for question, illness in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
+            if not shared or illness == "virus":
+                areas_ = {"home": area(home, illness), "elsewhere": area(there, illness)}
+                rows.append({"network": name, "asked": question, **areas_})
+    home, there = (by_score(table, score)[lambda t: t.label.ne("virus")] for table, score in scores)
+    rows.append({"network": "ViT, fixed features", "asked": "ill : well, within sources",
+                 "home": area(home, None), "elsewhere": area(there, None)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def controls(home, away, known, there, draws=20):
+    """Adult normal images of one place added to the training, tested on all of the other place; means over draws."""
+    rows, adult = [], away.rows.label.eq("normal").to_numpy()
+    places = away.rows.source.to_numpy()
+    train, test = (home.side == side for side in ("train", "test"))
+    for place in sorted(set(places[adult])):
+        pool, asked = np.flatnonzero(adult & (places == place)), places != place
+        for count in sorted({0, 2, 4, 8, 12, len(pool)} & set(range(len(pool) + 1))):
+            for weight in (1, 5) if count else (1,):
+                found = []
+                for draw in range(draws if 0 < count < len(pool) else 1):
+                    chosen = np.random.default_rng(draw).choice(pool, count, replace=False)
+                    rows_ = pd.concat([home.rows[train], away.rows.iloc[chosen]])
+                    weights = np.r_[np.ones(train.sum()), np.full(count, weight)]
+                    features = np.concatenate([known[train], there[chosen]])
+                    answers = probe(features, rows_, there[asked], away.rows[asked], weights)
+                    at_home = probe(features, rows_, known[test], home.rows[test], weights)
+                    wrong = answers[answers.label.eq("normal")].predicted.eq("covid").mean()
+                    recall = at_home[at_home.label.eq("covid")].predicted.eq("covid").mean()
+                    one = {"normals called covid": wrong, "covid recall at home": recall}
+                    if answers.label.nunique() > 1:
+                        two = xu.against_normal(answers)
+                        one["AUC"] = xu.compute_metrics(two, resamples=1)["auc_covid"]
+                    found.append(one)
+                found = pd.DataFrame(found)
+                row = {"controls from": place.split("/")[0], "added": count, "weight": weight, "draws": len(found)}
+                rows.append(row | found.mean().round(3).to_dict())
+    return pd.DataFrame(rows)
+
+
+def sources_left_out(home, known):
+    """Each source that holds normal and other images, left out of training and asked."""
+    rows = []
+    within = xu.within_sources(home.rows)
+    for source in sorted(home.rows.source[within].unique()):
+        out = home.rows.source.eq(source).to_numpy()
+        inside = ~out & ~home.rows.group.isin(home.rows.group[out]).to_numpy()
+        answers = probe(known[inside], home.rows[inside], known[out], home.rows[out])
+        metrics = xu.compute_metrics(answers)
+        keys = ("accuracy", "recall_normal", "recall_virus")
+        rows.append({"left out": source.split("/")[0], "images": int(out.sum())}
+                    | {key: xu.with_interval(metrics, key) for key in keys})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def refusals(data, home, away, known, there, probes):
+    """Doubt by `xu.doubts`; the threshold refuses a tenth of validation. For each network: what is still answered."""
+    train, val, test = (home.side == side for side in ("train", "val", "test"))
+    ill = {name: xu.ill_scores(known[train], home.rows[train], asked)
+           for name, asked in (("val", known[val]), ("test", known[test]), ("away", there))}  # fmt: skip
+    tables = {"ViT, fixed features": (probe(known[train], home.rows[train], known[val], home.rows[val]), *probes)}
+    order = home.rows.file.reset_index(drop=True)
+    for name in xu.NOTEBOOKS:
+        try:
+            model = xu.load_run(f"{name}_{data.name}").model
+        except FileNotFoundError:
+            continue
+        val_answers = xu.predict(model, data.val).set_index("file").reindex(order[val]).reset_index()
+        test_answers = xu.predict(model, data.test).set_index("file").reindex(order[test]).reset_index()
+        tables[name] = val_answers, test_answers, xu.predict(model, away)
+    rows = []
+    for name, (on_val, on_test, on_away) in tables.items():
+        threshold = np.quantile(xu.doubts(on_val, ill["val"]), 0.9, method="higher")
+        at_home = xu.refuse(on_test, xu.doubts(on_test, ill["test"]), threshold)
+        elsewhere = xu.refuse(on_away, xu.doubts(on_away, ill["away"]), threshold)
+        without = xu.refuse(on_away, np.full(len(on_away), -np.inf), threshold)
+        rows.append({
+            "network": name,
+            "home: answered": xu.with_interval(at_home, "answered"),
+            "home: covid answered": xu.with_interval(at_home, "covid_answered"),
+            "elsewhere: covid answered": xu.with_interval(elsewhere, "covid_answered"),
+            "elsewhere: normal refused or not called covid": xu.with_interval(elsewhere, "normal_safe"),
+            "the same without refusing": xu.with_interval(without, "normal_safe"),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def seeds(home, known, mirrored, count=10):
+    """Accuracy of a logistic regression on fixed ViT features under both protocols, a split a seed."""
+    images = xu.audit_images(xu.find_images(xu.data_dir()))
+    where = dict(zip(home.rows.file, range(len(home.rows)), strict=True))
+    rows = []
+    for seed in range(count):
+        for protocol in ("slides", "grouped"):
+            split = xu.split_images(images, protocol=protocol, seed=seed)
+            position = split.file.map(where).to_numpy()
+            x = np.where(split.mirrored.to_numpy()[:, None], mirrored[position], known[position])
+            train, test = split.split.eq("train").to_numpy(), split.split.eq("test").to_numpy()
+            metrics = xu.compute_metrics(probe(x[train], split[train], x[test], split[test]), resamples=500)
+            rows.append({"network": "vit_fixed_features", "protocol": protocol, "seed": seed,
+                         "images": metrics["images"], "accuracy": round(metrics["accuracy"], 4)})  # fmt: skip
+    for name in sorted(path.parent.name for path in xu.outputs_dir("runs").glob("*/metrics.json")):
+        network, _, rest = name.partition("_grouped") if "_grouped" in name else name.partition("_slides")
+        protocol = "grouped" if "_grouped" in name else "slides"
+        if network in xu.NOTEBOOKS and "sample" not in name:
+            result = xu.load_results([name])[name]
+            rows.append({"network": network, "protocol": protocol, "seed": int(rest.removeprefix("_seed") or 0),
+                         "images": len(result.predictions),
+                         "accuracy": round(result.metrics["accuracy"], 4)})  # fmt: skip
+    return pd.DataFrame(rows).sort_values(["network", "protocol", "seed"])
+
+
+def main():
+    """Write the five tables."""
+    data = xu.load_data(protocol="grouped", seed=0)
+    images = xu.audit_images(xu.find_images(xu.data_dir()))
+    away = xu.load_external(xu.external_dir(), images)
+    home = all_images(data)
+    sides = {side: set(getattr(data, side).rows.file) for side in ("val", "test")}
+    home.side = np.array([next((s for s, files in sides.items() if file in files), "train") for file in home.rows.file])
+    known, there = cached("home", home), cached("elsewhere", away)
+    twins = Split(home.rows.assign(mirrored=True), home.pixels, home.positions)
+    mirrored = cached("mirrored", twins)
+    train, test = home.side == "train", home.side == "test"
+    asked = (known[test], home.rows[test].reset_index(drop=True)), (there, away.rows)
+    probes = [probe(known[train], home.rows[train], *one) for one in asked]
+    ill = [xu.ill_scores(known[train], home.rows[train], x) for x, _ in asked]
+    tables = {
+        "covid_against_normal": lambda: areas(
+            data, away, {"ViT, fixed features": probes}, list(zip(probes, ill, strict=True))
+        ),
+        "adult_controls": lambda: controls(home, away, known, there),
+        "sources_left_out": lambda: sources_left_out(home, known),
+        "refusals": lambda: refusals(data, home, away, known, there, probes),
+        "seeds": lambda: seeds(home, known, mirrored),
+    }
+    TABLES.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or tables:
+        table = tables[name]()
+        table.to_csv(TABLES / f"{name}.csv", index=False)
+        print(f"\n{name}\n{table.to_string(index=False)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

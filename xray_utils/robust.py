@@ -1,0 +1,140 @@
+"""Fight the shortcut: ask what the source cannot answer, and say when not to answer at all.
+
+Where each class has its own hospital, a network of all classes may learn the hospitals. Inside one hospital that holds
+ill and well there is nothing of it to learn: what tells the two apart there can be carried to another place.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from .data import Split, check_data, check_table
+from .evaluation import PROBABILITIES, _draws, _groups, _interval, check_predictions
+from .training import batches, to_input
+
+
+def against_normal(predictions, illness="covid"):
+    """The covid and normal images of a predictions table, asked for two classes alone: p / (p + p_normal).
+
+    A network of three classes may call a covid image "virus"; for the question "covid or normal?" only the odds of the
+    two count (classes compared by pairs: Hand & Till 2001). illness: whose p to take, "covid" or "virus", that is
+    pneumonia as such, which the children's hospital of the real set has taught without any covid.
+    """
+    check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
+    if illness not in ("covid", "virus"):
+        raise ValueError(f"illness: {illness!r} is unknown. Allowed: 'covid', 'virus'.")
+    table = predictions[predictions.label.ne("virus")].copy()
+    ill, well = table[f"p_{illness}"], table.p_normal
+    table["p_covid"] = (ill / (ill + well).where(ill + well > 0)).fillna(0.5)
+    table["p_normal"], table["p_virus"] = 1 - table.p_covid, 0.0
+    table["predicted"] = np.where(table.p_covid > 0.5, "covid", "normal")
+    return table
+
+
+def within_sources(rows):
+    """True for each of `rows` whose source holds normal and other images: there the source cannot tell ill from well.
+
+    Raises ValueError without a column `source`, or when no source holds both.
+    """
+    check_table("rows", rows, ["label", "source"], "find_images")
+    normal = rows.label.eq("normal").groupby(rows.source)
+    both = normal.transform("any") & ~normal.transform("all")
+    if not both.any():
+        raise ValueError("rows: no source holds normal and other images, so nothing can be learned within one.")
+    return both.to_numpy()
+
+
+def shared_sources(data):
+    """`data` whose training and validation keep only what lies `within_sources`; the test side stays whole."""
+    check_data(data)
+    known = data.train.rows.source[within_sources(data.train.rows)].unique()
+    sides = {}
+    for side in ("train", "val"):
+        split = getattr(data, side)
+        keep = split.rows.source.isin(known).to_numpy()
+        sides[side] = Split(split.rows[keep].reset_index(drop=True), split.pixels, split.positions[keep])
+    return replace(data, **sides)
+
+
+@torch.no_grad()
+def features(model, split, batch_size=64):
+    """What the last layer of a network sees of each image of `split`: float32 [images, features], in fp32."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    if not layers:
+        raise ValueError(f"model: this {type(model).__name__} has no linear layer at its end, whose input to take.")
+    device, found, was_training = next(model.parameters()).device, [], model.training
+    hook = layers[-1].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
+    model.eval()
+    try:
+        for indices in batches(split, batch_size):
+            model(to_input(split.take(indices), model, device))
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return torch.cat(found).numpy()
+
+
+def ill_scores(known, rows, asked):
+    """Log-odds of ill (any class but normal) for each row of the features `asked` [images, d].
+
+    A logistic regression on the features `known` of training `rows`, of those alone that lie `within_sources`: it has
+    never had to tell one hospital from another.
+    """
+    within = within_sources(rows)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    with threadpool_limits(1):  # the same bits on any number of cores
+        model.fit(known[within], rows.label.to_numpy()[within] != "normal")
+        return model.decision_function(asked)
+
+
+def doubts(predictions, ill):
+    """How much an answer is to be doubted: covid, although the image looks well by `ill_scores`. Other answers: none.
+
+    An answer is refused where its doubt lies above the threshold; take the one that refuses a tenth on validation.
+    """
+    check_predictions(predictions)
+    if len(ill) != len(predictions):
+        raise ValueError(f"ill: {len(ill)} scores for {len(predictions)} predictions.")
+    return np.where(predictions.predicted.eq("covid"), -np.asarray(ill, float), -np.inf)
+
+
+def risk_coverage(predictions, doubt):
+    """The error of the images that are still answered when the most doubtful are refused, as `coverage` and `risk`.
+
+    (El-Yaniv & Wiener 2010.) One row for each number of answered images; ties are answered in the order of the table.
+    """
+    check_predictions(predictions)
+    order = np.argsort(doubt, kind="stable")
+    wrong = predictions.label.ne(predictions.predicted).to_numpy()[order]
+    answered = np.arange(1, len(wrong) + 1)
+    return pd.DataFrame({"coverage": answered / len(wrong), "risk": wrong.cumsum() / answered})
+
+
+def refuse(predictions, doubt, threshold):
+    """What refusing above `threshold` gives, as a dict of shares with 95 % intervals over groups.
+
+    `answered` of all images, `covid_answered` of the covid images, and `normal_safe`: normal images that are refused,
+    or not called covid.
+    """
+    check_predictions(predictions)
+    kept = np.asarray(doubt) <= threshold
+    covid, normal = (predictions.label.eq(name).to_numpy() for name in ("covid", "normal"))
+    safe = ~kept | predictions.predicted.ne("covid").to_numpy()
+    group, result = _groups(predictions), {"images": len(predictions)}
+    for name, hit, of in (
+        ("answered", kept, np.full(len(kept), True)),
+        ("covid_answered", kept, covid),
+        ("normal_safe", safe, normal),
+    ):
+        weights = np.concatenate([w[:, group] for w in _draws(group.max() + 1, 2000, 0)])
+        with np.errstate(invalid="ignore"):
+            drawn = weights @ (hit & of) / (weights @ of)
+        result[name] = float(hit[of].mean()) if of.any() else None
+        result[f"{name}_interval"] = _interval(drawn)
+    return result
