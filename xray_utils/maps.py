@@ -171,7 +171,7 @@ def randomised(model, seed=0):
     """The same network with new random weights, another draw than the one that training began with."""
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # far from the seeds that networks begin with
         other = build(model.spec, model.input_mean, model.input_std)  # draws a ViT anew, but a CNN always the same
         for module in () if model.spec["network"] == "vit" else other.modules():
             if hasattr(module, "reset_parameters"):
