@@ -394,8 +394,9 @@ def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
     """Where each network looks, a row a network: its surest wrong answers, or the surest correct ones of each class.
 
     maps, predictions: `{"name": maps [B, H, W]}` of `where_it_looks` and `{"name": table}` of `predict`, of the images
-    of `split` in their order. lungs: what `lung_fields` returned for them, drawn as an outline, dotted where it is not
-    to be trusted. Raises ValueError where these do not belong together.
+    of `split` in their order; each map is drawn from its lowest to its highest point. lungs: what `lung_fields`
+    returned for them, drawn as an outline, dotted where it is not to be trusted. Raises ValueError where these do not
+    belong together.
     """
     check_dict("maps", maps, "{'name': the maps of where_it_looks}")
     check_dict("predictions", predictions, "{'name': the table made by predict}")
@@ -410,7 +411,7 @@ def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
             )
     if lungs is not None and len(lungs.masks) != len(split):
         raise ValueError(f"lungs: {len(lungs.masks)} masks for {len(split)} images; pass lung_fields of all of them.")
-    with _figure(len(predictions), count, 1.9 * count, 2.5 * len(predictions)) as (figure, axes):
+    with _figure(len(predictions), count, 1.9 * count, 2.25 * len(predictions)) as (figure, axes):
         for row, (name, table) in zip(axes, predictions.items(), strict=True):
             for axis in row:
                 axis.axis("off")
@@ -427,7 +428,7 @@ def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
                 said = f"{one.predicted} {one.sure:.2f}"
                 title = said if which == "correct" else f"{one.label}, called\n{said}"
                 _show(axis, split.take([index])[0], title)
-                axis.imshow(maps[name][index], cmap="inferno", alpha=0.45, vmin=0, vmax=1)
+                axis.imshow(maps[name][index], cmap="inferno", alpha=0.45)
                 if lungs is not None and lungs.masks[index].any():
                     style = "solid" if lungs.trusted[index] else "dotted"
                     axis.contour(lungs.masks[index], [0.5], colors="#56B4E9", linewidths=1, linestyles=style)
