@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import xray_utils as xu
 from xray_utils.phantoms import draw_phantom
 
 HERE = Path(__file__).resolve().parent
-GOOD = 0.8  # Dice from which on an estimate is called good
+GOOD = 0.85  # Dice from which on an estimate is called good
 
 
 def measure(found, true, groups):
@@ -29,6 +30,7 @@ def measure(found, true, groups):
     for name, some in {"all": dice >= 0, "trusted": found.trusted, "not trusted": ~found.trusted}.items():
         if some.any():
             result[name] = xu.mean_with_groups(pd.DataFrame({"dice": dice[some]}), np.asarray(groups)[some])
+    result["rank correlation of score and Dice"] = float(spearmanr(found.score, dice).statistic)
     if 0 < (dice < GOOD).sum() < len(dice):
         result["AUC of the score for good against bad"] = float(roc_auc_score(dice >= GOOD, found.score))
     return result
