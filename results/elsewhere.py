@@ -51,12 +51,6 @@ def area(table, illness):
     return xu.with_interval(xu.compute_metrics(two), "auc_covid")
 
 
-def by_score(table, score):
-    """A predictions table whose probability of covid is the sigmoid of `score`."""
-    p = 1 / (1 + np.exp(-score))
-    return table.assign(p_covid=p, p_normal=1 - p, p_virus=0.0)
-
-
 def areas(data, away, probes, scores):
     """Every network and every question that was tried: AUC covid against normal at home (test images) and away."""
     rows = []
@@ -74,9 +68,9 @@ def areas(data, away, probes, scores):
             if not shared or illness == "virus":
                 areas_ = {"home": area(home, illness), "elsewhere": area(there, illness)}
                 rows.append({"network": name, "asked": question, **areas_})
-    home, there = (by_score(table, score)[lambda t: t.label.ne("virus")] for table, score in scores)
+    home, there = (xu.with_interval(xu.covid_area(table, score), "auc_covid") for table, score in scores)
     rows.append({"network": "ViT, fixed features", "asked": "ill : well, within sources",
-                 "home": area(home, None), "elsewhere": area(there, None)})  # fmt: skip
+                 "home": home, "elsewhere": there})  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -153,6 +153,9 @@ def maps_of(split):
     return split, {"a": np.ones((len(split), 4, 4))}, {"a": table}
 
 
+ZEROS = np.zeros((4, 2))
+ILL = pd.DataFrame({"label": ["covid", "normal", "virus", "normal"], "source": "near"})
+SEEDS = pd.DataFrame({"network": ["vit"], "protocol": "slides", "seed": 0, "accuracy": 0.9})
 MASKS, ONE = np.ones((1, 4, 4), bool), {"a": PREDICTIONS}
 SEED = [("seed", 0)]
 LOST = pd.DataFrame({"file": ["a.png"], "label": ["covid"], "group": ["a"], "split": ["train"], "mirrored": [False]})
@@ -369,6 +372,51 @@ WRONG = {
         ("folder", "no image that training does not know", "", lambda t: xu.load_external(t.folder, t.images)),
         *whole("size", 1, lambda t, **options: xu.load_external(t.folder, t.images, **options)),
     ],
+    # fighting it
+    "against_normal": [
+        *predictions_rows(lambda table: xu.against_normal(table)),
+        ("illness", "'flu'", "'covid', 'virus'", lambda t: xu.against_normal(PREDICTIONS, "flu")),
+        ("predictions", "'p_virus'", "is missing", lambda t: xu.against_normal(PREDICTIONS.drop(columns="p_virus"))),
+    ],
+    "within_sources": [
+        *tables("rows", lambda t, spoil: xu.within_sources(spoil(t.images)), ["label", "source"]),
+        ("rows", "no source", "normal and other", lambda t: xu.within_sources(t.images)),
+    ],
+    "shared_sources": [
+        ("data", "DataFrame", "prepare", lambda t: xu.shared_sources(t.images)),
+        ("rows", "no source", "normal and other", lambda t: xu.shared_sources(t.data)),
+    ],
+    "features": [
+        ("model", "'vit'", "linear layer", lambda t: xu.features("vit", t.data.test)),
+        ("split", "DataFrame", "data.test", lambda t: xu.features(xu.baseline_cnn(), t.split)),
+    ],
+    "ill_scores": [
+        *tables("rows", lambda t, spoil: xu.ill_scores(ZEROS, spoil(ILL), ZEROS), ["label", "source"]),
+        ("known", "(3, 2)", "4 rows", lambda t: xu.ill_scores(ZEROS[:3], ILL, ZEROS)),
+        ("asked", "(4, 1)", "2", lambda t: xu.ill_scores(ZEROS, ILL, ZEROS[:, :1])),
+    ],
+    "covid_area": [
+        *tables("rows", lambda t, spoil: xu.covid_area(spoil(ILL.assign(file="a")), [0, 0, 0, 0]), ["file", "label"]),
+        ("scores", "(3,)", "4", lambda t: xu.covid_area(ILL.assign(file="a"), [0, 0, 0])),
+    ],
+    "doubts": [
+        *predictions_rows(lambda table: xu.doubts(table, np.zeros(len(PREDICTIONS)))),
+        ("ill", "(2,)", "one number for each", lambda t: xu.doubts(PREDICTIONS, [1, 2])),
+    ],
+    "risk_coverage": [
+        *predictions_rows(lambda table: xu.risk_coverage(table, np.zeros(len(PREDICTIONS)))),
+        ("doubt", "(2,)", "one number for each", lambda t: xu.risk_coverage(PREDICTIONS, [1, 2])),
+    ],
+    "refuse": [
+        *predictions_rows(lambda table: xu.refuse(table, np.zeros(len(PREDICTIONS)), 0)),
+        ("doubt", "(2,)", "one number for each", lambda t: xu.refuse(PREDICTIONS, [1, 2], 0)),
+    ],
+    "plot_risk_coverage": [
+        ("tables", "list", "home", lambda t: xu.plot_risk_coverage([PREDICTIONS], {}, 0)),
+        ("doubts", "['b']", "['a']", lambda t: xu.plot_risk_coverage(ONE, {"b": []}, 0)),
+    ],
+    "seed_table": [*tables("seeds", lambda t, spoil: xu.seed_table(spoil(SEEDS)), SEEDS, label=None)],
+    "plot_seeds": [*tables("seeds", lambda t, spoil: xu.plot_seeds(spoil(SEEDS)), SEEDS, label=None)],
     # where a network looks
     "grad_cam": [
         *looking(xu.grad_cam),

@@ -643,6 +643,8 @@ def test_duplicates_join_whole_groups_and_chains(phantoms):
     audited = data.audit_images(data.find_images(phantoms)).set_index("file")
     assert audited.group.to_dict() == {file: "p4" if file == "virus/a2.png" else "p1" for file in audited.index}
     assert audited.patient["covid/y.jpg"] == "p2"
+    twins = {"covid/y.jpg": "covid/a0.png", "covid/z.png": "covid/z.png", "normal/a1.png": "covid/z.png"}
+    assert audited.alike.to_dict() == {file: twins.get(file, file) for file in audited.index}
 
 
 @pytest.fixture(scope="module")
@@ -663,6 +665,7 @@ def test_sample_has_its_planted_duplicates_and_no_others(sample):
     assert (images.patient.groupby(alone.group).nunique() == 1).all()
     assert alone.group.nunique() == len(images) - 13
     assert alone.duplicate.tolist() == audited.duplicate.tolist()
+    assert alone.alike.tolist() == alone.group.tolist() == audited.alike.tolist()
 
 
 def test_audit_can_be_called_again(sample):

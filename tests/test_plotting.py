@@ -80,6 +80,8 @@ def maps_of(split):
     return split, {"one": maps, "two": maps}, {"one": table, "two": table.assign(predicted=table.label)}
 
 
+SEEDS = pd.DataFrame({"network": ["vit"] * 4, "protocol": ["slides", "grouped"] * 2, "seed": [0, 0, 1, 1],
+                      "accuracy": [0.9, 0.8, 0.94, 0.86]})  # fmt: skip
 FIGURES = {
     "plot_examples": lambda f: [f("images")],
     "plot_class_balance": lambda f: [f("images")],
@@ -91,6 +93,8 @@ FIGURES = {
     "plot_mirroring": lambda f: [f("data")],
     "plot_split": lambda f: [{"grouped": f("split"), "slides": xu.split_images(f("images"), protocol="slides")}],
     "plot_residual_block": lambda f: [],
+    "plot_seeds": lambda f: [SEEDS],
+    "plot_risk_coverage": lambda f: [{"home": make_predictions()}, {"home": np.arange(len(make_predictions()))}, 5],
     "plot_patches": lambda f: [f("data").train.take([0])[0], 8],
     "plot_history": lambda f: [f("history")],
     "plot_confusion_matrix": lambda f: [make_predictions()],

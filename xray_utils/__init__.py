@@ -27,10 +27,12 @@ from .evaluation import compute_metrics as compute_metrics
 from .evaluation import fit_temperature as fit_temperature
 from .evaluation import load_results as load_results
 from .evaluation import make_missing_runs as make_missing_runs
+from .evaluation import mean_with_groups as mean_with_groups
 from .evaluation import metrics_table as metrics_table
 from .evaluation import report as report
 from .evaluation import results_dir as results_dir
 from .evaluation import save_results as save_results
+from .evaluation import seed_table as seed_table
 from .evaluation import with_interval as with_interval
 from .explain import CHANGES as CHANGES
 from .explain import change_data as change_data
@@ -44,7 +46,6 @@ from .explain import verdict as verdict
 from .lungs import lung_fields as lung_fields
 from .maps import attention_rollout as attention_rollout
 from .maps import grad_cam as grad_cam
-from .maps import mean_with_groups as mean_with_groups
 from .maps import sanity_check as sanity_check
 from .maps import share_in_lungs as share_in_lungs
 from .maps import where_it_looks as where_it_looks
@@ -69,10 +70,13 @@ from .plotting import plot_patches as plot_patches
 from .plotting import plot_preparation as plot_preparation
 from .plotting import plot_reliability as plot_reliability
 from .plotting import plot_residual_block as plot_residual_block
+from .plotting import plot_risk_coverage as plot_risk_coverage
 from .plotting import plot_roc as plot_roc
+from .plotting import plot_seeds as plot_seeds
 from .plotting import plot_sizes as plot_sizes
 from .plotting import plot_split as plot_split
 from .robust import against_normal as against_normal
+from .robust import covid_area as covid_area
 from .robust import doubts as doubts
 from .robust import features as features
 from .robust import ill_scores as ill_scores

@@ -597,12 +597,12 @@ def _hush_pillow():
 
 
 def audit_images(images, near=0.95):
-    """Add `width, height, mode, tint, sha256, problem, duplicate` and join duplicates into one `group`.
+    """Add `width, height, mode, tint, sha256, problem, duplicate, alike` and join duplicates into one `group`.
 
     `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
-    "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "".
-    A file that cannot be read keeps its row, with the reason in `problem`; `split_images` leaves it out. How many
-    there are is said aloud.
+    "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "". `alike`
+    is one name for all images that are duplicates of each other, whosever they are. A file that cannot be read keeps
+    its row, with the reason in `problem`; `split_images` leaves it out. How many there are is said aloud.
 
     Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
     """
@@ -616,7 +616,7 @@ def audit_images(images, near=0.95):
         raise ValueError("images: the table is empty; there is nothing to audit.")
     paths = [root / file for file in images.file]
     rows, thumbnails = zip(*_in_threads(_audit_one, paths, "audit"), strict=True)
-    audited = images.drop(columns=[*rows[0], "duplicate"], errors="ignore").reset_index(drop=True)
+    audited = images.drop(columns=[*rows[0], "duplicate", "alike"], errors="ignore").reset_index(drop=True)
     audited = pd.concat([audited, pd.DataFrame(rows)], axis=1)
     lost = audited.problem.ne("").groupby(audited.label).mean()
     if lost.any():
@@ -628,13 +628,13 @@ def audit_images(images, near=0.95):
                 "Fetch the set again, or remove these files."
             )
         print(f"Left out of every split: {len(broken)} of {len(audited)} images cannot be read; {first}")
-    audited["duplicate"], audited["group"] = _join_duplicates(audited, np.array(thumbnails), near)
+    audited["duplicate"], audited["alike"], audited["group"] = _join_duplicates(audited, np.array(thumbnails), near)
     audited.attrs = dict(images.attrs)
     return audited
 
 
 def _join_duplicates(images, thumbnails, near):
-    """Kind of duplicate of an earlier image, and the groups joined over duplicates (the smallest name stands)."""
+    """Kind of duplicate of an earlier image, duplicates and groups joined over them (the smallest name stands)."""
     mirrored = thumbnails.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
     content = images.sha256.where(images.problem.eq("")).factorize()[0]  # -1 where it cannot be read
     kind, left, right = [""] * len(images), [], []
@@ -649,11 +649,14 @@ def _join_duplicates(images, thumbnails, near):
                 kind[i] = name
                 left += [i] * len(found)
                 right += list(found)
-    group = images.group.factorize()[0]
-    n_groups = group.max() + 1
-    links = coo_array((np.ones(len(left)), (group[left], group[right])), (n_groups, n_groups))
-    component = connected_components(links, directed=False)[1][group]
-    return kind, images.group.groupby(component).transform("min")
+    itself, group = np.arange(len(images)), images.group.factorize()[0]
+    joined = []
+    for unit, names in ((itself, images.file), (group, images.group)):
+        n = unit.max() + 1
+        links = coo_array((np.ones(len(left)), (unit[left], unit[right])), (n, n))
+        component = connected_components(links, directed=False)[1][unit]
+        joined.append(names.groupby(component).transform("min"))
+    return kind, *joined
 
 
 def _root(images):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem, t
 from sklearn.metrics import accuracy_score, classification_report
 
 from .data import CLASSES, check_table, check_whole, outputs_dir, repository_dir, whole_file
@@ -110,6 +110,28 @@ def compute_metrics(predictions, resamples=2000, seed=0):
         metrics[name] = None if np.isnan(value) else float(value)
         metrics[f"{name}_interval"] = _interval(np.concatenate([part[name] for part in drawn]))
     return metrics | {"classes": table.loc[list(CLASSES), ["precision", "recall", "f1", "images"]].to_dict("index")}
+
+
+def mean_with_groups(table, groups, resamples=2000, seed=0):
+    """The mean of each column with its 95 % interval over groups, as a dict for `with_interval`; see `compute_metrics`.
+
+    groups: one an image, as `data.test.rows.group`. Rows with a number missing are left out; `images` says how many
+    are left. Raises ValueError when none is.
+    """
+    if not isinstance(table, pd.DataFrame) or len(table) != len(groups):
+        raise ValueError(f"groups: {len(groups)} of them for a table of {len(table)} rows; give one an image.")
+    check_whole("resamples", resamples, 1)
+    check_whole("seed", seed)
+    good = table.notna().all(axis=1).to_numpy()
+    if not good.any():
+        raise ValueError("table: no row of it is complete; there is nothing to average.")
+    values, group = table.to_numpy(float)[good], pd.Series(np.asarray(groups)[good]).factorize()[0]
+    drawn = [w[:, group] @ values / w[:, group].sum(axis=1)[:, None] for w in _draws(group.max() + 1, resamples, seed)]
+    result = {"images": int(good.sum()), "groups": int(group.max() + 1)}
+    for i, column in enumerate(table):
+        result[column] = float(values[:, i].mean())
+        result[f"{column}_interval"] = _interval(np.concatenate(drawn)[:, i])
+    return result
 
 
 def _groups(predictions):
@@ -251,6 +273,30 @@ def reliability(predictions, bins=10):
     return table.groupby("bin").agg(
         confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), images=("bin", "size")
     )
+
+
+def seed_table(seeds):
+    """Accuracy over seeds for each network: mean and standard deviation under both protocols, and the gap between them.
+
+    seeds: a row a run with `network, protocol, seed, accuracy`. `gap` is slides minus grouped of the same seed, its
+    mean with the 95 % interval of a paired t-test (Student 1908); with fewer than two such seeds it cannot be said.
+    """
+    check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/elsewhere.py")
+    rows = {}
+    for network, runs in seeds.groupby("network"):
+        wide = runs.pivot(index="seed", columns="protocol", values="accuracy").reindex(columns=["slides", "grouped"])
+        row = {}
+        for protocol, values in wide.items():
+            values = values.dropna()
+            spread = f" (sd {values.std():.3f})" if len(values) > 1 else ""
+            row[protocol] = f"{values.mean():.3f}{spread}, n {len(values)}" if len(values) else "not run"
+        gap = (wide.slides - wide.grouped).dropna()
+        row["gap"] = "cannot be said"
+        if len(gap) > 1:
+            low, high = t.interval(0.95, len(gap) - 1, gap.mean(), sem(gap))
+            row["gap"] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows[network] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def fit_temperature(validation):

@@ -31,6 +31,7 @@ from .data import (
     resize,
 )
 from .evaluation import PROBABILITIES, check_dict, compute_metrics
+from .lungs import lung_fields
 
 CENTRE = (0.12, 0.88)  # of the height and the width: the box that holds the lungs on most radiographs
 
@@ -58,7 +59,20 @@ def grey(pixels):
     return np.repeat(pixels.mean(axis=-1, keepdims=True).round().astype(np.uint8), 3, axis=-1)
 
 
-CHANGES = {"grey": grey, "heavy blur": blur, "only the centre": hide_border, "only the border": hide_centre}
+def hide_lungs(pixels):
+    """The lungs black, as far as `lung_fields` finds them; the rest as it is. [B, H, W, 3]."""
+    return np.where(lung_fields(pixels).masks[..., None], 0, pixels).astype(np.uint8)
+
+
+def only_lungs(pixels):
+    """The lungs alone, as far as `lung_fields` finds them, on black. [B, H, W, 3]."""
+    return np.where(lung_fields(pixels).masks[..., None], pixels, 0).astype(np.uint8)
+
+
+CHANGES = {
+    **{"grey": grey, "heavy blur": blur, "only the centre": hide_border, "only the border": hide_centre},
+    **{"only the lungs": only_lungs, "without the lungs": hide_lungs},
+}
 
 
 class ChangedSplit(Split):

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from .data import CLASSES, Split, check_whole
-from .evaluation import _draws, _interval
 from .models import build, logits_of
 from .training import batches, predict, to_input
 
@@ -140,28 +139,6 @@ def share_in_lungs(maps, masks):
         share = (maps * masks).sum(axis=(1, 2), dtype=float) / mass
     table = pd.DataFrame({"share": share, "area": masks.mean(axis=(1, 2))})
     return table.assign(difference=table.share - table.area)
-
-
-def mean_with_groups(table, groups, resamples=2000, seed=0):
-    """The mean of each column with its 95 % interval over groups, as a dict for `with_interval`; see `compute_metrics`.
-
-    groups: one an image, as `data.test.rows.group`. Rows with a number missing are left out; `images` says how many
-    are left. Raises ValueError when none is.
-    """
-    if not isinstance(table, pd.DataFrame) or len(table) != len(groups):
-        raise ValueError(f"groups: {len(groups)} of them for a table of {len(table)} rows; give one an image.")
-    check_whole("resamples", resamples, 1)
-    check_whole("seed", seed)
-    good = table.notna().all(axis=1).to_numpy()
-    if not good.any():
-        raise ValueError("table: no row of it is complete; there is nothing to average.")
-    values, group = table.to_numpy(float)[good], pd.Series(np.asarray(groups)[good]).factorize()[0]
-    drawn = [w[:, group] @ values / w[:, group].sum(axis=1)[:, None] for w in _draws(group.max() + 1, resamples, seed)]
-    result = {"images": int(good.sum()), "groups": int(group.max() + 1)}
-    for i, column in enumerate(table):
-        result[column] = float(values[:, i].mean())
-        result[f"{column}_interval"] = _interval(np.concatenate(drawn)[:, i])
-    return result
 
 
 # ---------------------------------------------------------------- does the map depend on what was learned?

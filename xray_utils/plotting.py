@@ -21,6 +21,7 @@ from .evaluation import (
     reliability,
     with_interval,
 )
+from .robust import risk_coverage
 
 CLASS_COLOURS = {
     "covid": "#D55E00",
@@ -547,4 +548,53 @@ def plot_home_and_away(internal, external):
             axis.set_xticks(range(len(CLASSES)), [f"{label}\n{counts.get(label, 0)} images" for label in CLASSES])
             axis.set(xlabel="", ylabel="probability of covid", ylim=(-0.03, 1.03))
             axis.set_title(f"{name}\ncovid against normal: AUC {area}", fontsize=11)
+        return figure
+
+
+def plot_risk_coverage(tables, doubts, threshold):
+    """Error of what is answered against how much is answered: `{"home": predictions, ...}` and the doubts of each.
+
+    The ring marks what `threshold` leaves; see `robust.risk_coverage`.
+    """
+    check_dict("tables", tables, "{'home': predictions, ...}")
+    if set(doubts) != set(tables):
+        raise ValueError(f"doubts: {sorted(doubts)} are not the names of the tables, {sorted(tables)}.")
+    with _figure(width=7, height=4) as (figure, axes):
+        axis = axes[0, 0]
+        for (name, table), colour in zip(tables.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False):
+            curve = risk_coverage(table, doubts[name])
+            axis.plot(curve.coverage, curve.risk, color=colour)
+            kept = int((np.asarray(doubts[name]) <= threshold).sum())
+            if kept:
+                at = curve.iloc[kept - 1]
+                axis.plot(at.coverage, at.risk, "o", color=colour, fillstyle="none", markersize=9)
+            last = curve.iloc[-1]
+            axis.annotate(f" {name}", (last.coverage, last.risk), color=colour, va="center")
+        axis.set(xlabel="share of images that are answered", ylabel="error of these answers", xlim=(0, 1.18))
+        axis.set(ylim=(0, None), xticks=np.linspace(0, 1, 6))
+        return figure
+
+
+def plot_seeds(seeds):
+    """Accuracy of each seed as a dot, a bar at the mean, slides beside grouped: the table that `seed_table` takes."""
+    check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/elsewhere.py")
+    networks = list(seeds.network.unique())
+    with _figure(width=9, height=0.6 + 0.75 * len(networks)) as (figure, axes):
+        axis = axes[0, 0]
+        for i, network in enumerate(networks):
+            for offset, protocol, marker in ((-0.15, "slides", "s"), (0.15, "grouped", "o")):
+                values = seeds[seeds.network.eq(network) & seeds.protocol.eq(protocol)].accuracy
+                colour = next((c for name, c in MODEL_COLOURS.items() if network.startswith(name)), "0.4")
+                face = colour if protocol == "grouped" else "white"
+                axis.plot(
+                    values, np.full(len(values), i + offset), marker, color=colour, markerfacecolor=face, alpha=0.8
+                )
+                if len(values) > 1:
+                    axis.vlines(values.mean(), i + offset - 0.12, i + offset + 0.12, color="black", linewidth=2)
+        for label, marker, face in (("slides", "s", "white"), ("grouped", "o", "0.4")):
+            axis.plot([], [], marker, color="0.4", markerfacecolor=face, label=label)
+        axis.set(yticks=range(len(networks)), xlabel="accuracy on the test images, a dot a seed")
+        axis.set_yticklabels(networks)
+        axis.invert_yaxis()
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return figure

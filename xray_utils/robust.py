@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from .data import Split, check_data, check_table
-from .evaluation import PROBABILITIES, _draws, _groups, _interval, check_predictions
+from .evaluation import PROBABILITIES, check_predictions, compute_metrics, mean_with_groups
 from .training import batches, to_input
 
 
@@ -65,9 +66,11 @@ def shared_sources(data):
 @torch.no_grad()
 def features(model, split, batch_size=64):
     """What the last layer of a network sees of each image of `split`: float32 [images, features], in fp32."""
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    layers = [layer for layer in getattr(model, "modules", list)() if isinstance(layer, torch.nn.Linear)]
     if not layers:
-        raise ValueError(f"model: this {type(model).__name__} has no linear layer at its end, whose input to take.")
+        raise ValueError(f"model: {str(model)[:50]!r} has no linear layer at its end, whose input to take.")
+    if not isinstance(split, Split) or not len(split):
+        raise ValueError(f"split: a {type(split).__name__} is no side with images of a prepared set; pass data.test.")
     device, found, was_training = next(model.parameters()).device, [], model.training
     hook = layers[-1].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
     model.eval()
@@ -86,11 +89,23 @@ def ill_scores(known, rows, asked):
     A logistic regression on the features `known` of training `rows`, of those alone that lie `within_sources`: it has
     never had to tell one hospital from another.
     """
-    within = within_sources(rows)
+    within, known, asked = within_sources(rows), np.asarray(known, float), np.asarray(asked, float)
+    if known.ndim != 2 or len(known) != len(rows):
+        raise ValueError(f"known: {known.shape} must be features of the {len(rows)} rows; see features.")
+    if asked.ndim != 2 or asked.shape[1] != known.shape[1]:
+        raise ValueError(f"asked: {asked.shape} must be as many features an image as known has, {known.shape[1]}.")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     with threadpool_limits(1):  # the same bits on any number of cores
         model.fit(known[within], rows.label.to_numpy()[within] != "normal")
         return model.decision_function(asked)
+
+
+def covid_area(rows, scores):
+    """AUC of covid against normal by any score, high for ill, with its interval over groups: as `compute_metrics`."""
+    check_table("rows", rows, ["file", "label"], "find_images")
+    p = expit(_one_each("scores", scores, rows))
+    table = rows.assign(predicted="covid", p_covid=p, p_normal=1 - p, p_virus=0.0)
+    return compute_metrics(table[table.label.ne("virus")])
 
 
 def doubts(predictions, ill):
@@ -99,9 +114,15 @@ def doubts(predictions, ill):
     An answer is refused where its doubt lies above the threshold; take the one that refuses a tenth on validation.
     """
     check_predictions(predictions)
-    if len(ill) != len(predictions):
-        raise ValueError(f"ill: {len(ill)} scores for {len(predictions)} predictions.")
-    return np.where(predictions.predicted.eq("covid"), -np.asarray(ill, float), -np.inf)
+    return np.where(predictions.predicted.eq("covid"), -_one_each("ill", ill, predictions), -np.inf)
+
+
+def _one_each(argument, numbers, predictions):
+    """`numbers` as an array, one for each prediction; raise ValueError for another count or not a number."""
+    numbers = np.asarray(numbers, float)
+    if numbers.shape != (len(predictions),) or np.isnan(numbers).any():
+        raise ValueError(f"{argument}: {numbers.shape} must be one number for each of {len(predictions)} predictions.")
+    return numbers
 
 
 def risk_coverage(predictions, doubt):
@@ -110,7 +131,7 @@ def risk_coverage(predictions, doubt):
     (El-Yaniv & Wiener 2010.) One row for each number of answered images; ties are answered in the order of the table.
     """
     check_predictions(predictions)
-    order = np.argsort(doubt, kind="stable")
+    order = np.argsort(_one_each("doubt", doubt, predictions), kind="stable")
     wrong = predictions.label.ne(predictions.predicted).to_numpy()[order]
     answered = np.arange(1, len(wrong) + 1)
     return pd.DataFrame({"coverage": answered / len(wrong), "risk": wrong.cumsum() / answered})
@@ -123,18 +144,13 @@ def refuse(predictions, doubt, threshold):
     or not called covid.
     """
     check_predictions(predictions)
-    kept = np.asarray(doubt) <= threshold
+    kept = _one_each("doubt", doubt, predictions) <= threshold
     covid, normal = (predictions.label.eq(name).to_numpy() for name in ("covid", "normal"))
     safe = ~kept | predictions.predicted.ne("covid").to_numpy()
-    group, result = _groups(predictions), {"images": len(predictions)}
-    for name, hit, of in (
-        ("answered", kept, np.full(len(kept), True)),
-        ("covid_answered", kept, covid),
-        ("normal_safe", safe, normal),
-    ):
-        weights = np.concatenate([w[:, group] for w in _draws(group.max() + 1, 2000, 0)])
-        with np.errstate(invalid="ignore"):
-            drawn = weights @ (hit & of) / (weights @ of)
-        result[name] = float(hit[of].mean()) if of.any() else None
-        result[f"{name}_interval"] = _interval(drawn)
+    groups = predictions["group" if "group" in predictions else "file"].to_numpy()
+    parts = {"answered": (kept, kept >= 0), "covid_answered": (kept, covid), "normal_safe": (safe, normal)}
+    result = {"images": len(predictions)}
+    for name, (hit, of) in parts.items():
+        share = mean_with_groups(pd.DataFrame({name: hit[of] * 1.0}), groups[of]) if of.any() else {name: None}
+        result |= {name: share[name], f"{name}_interval": share.get(f"{name}_interval")}
     return result

@@ -1,0 +1,96 @@
+"""Asking within a source, and refusing: by hand, and on made features with a planted source."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_training import make_data
+
+import xray_utils as xu
+
+
+def world(rng, n=150, home=True):
+    """Features: illness in the first, the source in the second, noise behind. At home all covid is far."""
+    label = np.array(["covid", "normal", "virus"] if home else ["covid", "normal"])[
+        rng.integers(3 if home else 2, size=n)
+    ]
+    far = label == "covid" if home else np.full(n, True)
+    features = rng.normal(size=(n, 6))
+    features[:, 0] += 2.5 * (label != "normal")
+    features[:, 1] += 8.0 * far
+    files = [f"{'h' if home else 'a'}{i}.png" for i in range(n)]
+    rows = {"file": files, "label": label, "group": files, "source": np.where(far, "far", "near")}
+    return features, pd.DataFrame(rows)
+
+
+def table(p, label="covid"):
+    p = np.atleast_2d(p)
+    files = [f"{i}.png" for i in range(len(p))]
+    columns = {"file": files, "label": label, "predicted": np.array(xu.CLASSES)[p.argmax(axis=1)]}
+    return pd.DataFrame(columns).assign(**{f"p_{name}": p[:, i] for i, name in enumerate(xu.CLASSES)})
+
+
+def test_only_the_odds_of_the_two_classes_count():
+    asked = xu.against_normal(table([[0.2, 0.1, 0.7], [0.0, 0.0, 1.0], [0.1, 0.3, 0.6]], ["covid", "normal", "virus"]))
+    assert asked.label.tolist() == ["covid", "normal"]
+    assert asked.p_covid.tolist() == pytest.approx([2 / 3, 0.5]) and asked.predicted.tolist() == ["covid", "normal"]
+    assert xu.against_normal(table([[0.2, 0.1, 0.7]]), "virus").p_covid.tolist() == pytest.approx([7 / 8])
+
+
+def test_a_source_counts_where_it_holds_normal_and_others():
+    rows = pd.DataFrame({"label": ["covid", "normal", "virus", "normal", "virus"], "source": list("abbcd")})
+    assert xu.within_sources(rows).tolist() == [False, True, True, False, False]
+    with pytest.raises(ValueError, match="no source holds normal and other"):
+        xu.within_sources(rows[rows.source != "b"])
+
+
+def test_shared_sources_leave_the_test_alone():
+    data = make_data()
+    for split in (data.train, data.val, data.test):
+        split.rows["source"] = np.where(split.rows.label.eq("covid"), "far", "near")
+    found = xu.shared_sources(data)
+    assert set(found.train.rows.label) == set(found.val.rows.label) == {"normal", "virus"}
+    assert found.test.fingerprint() == data.test.fingerprint() and len(found.test) == len(data.test)
+    wanted = np.flatnonzero(data.train.rows.label.ne("covid"))
+    assert (found.train.take(np.arange(len(found.train))) == data.train.take(wanted)).all()
+
+
+@pytest.mark.parametrize("make", [xu.baseline_cnn, lambda: xu.vit(None)])
+def test_features_are_what_the_last_layer_sees(make):
+    model, data = make(), make_data(size=224 if make is not xu.baseline_cnn else 32)
+    found = xu.features(model, data.test, batch_size=4)
+    last = model.classifier if hasattr(model, "classifier") else model[-1]
+    with torch.no_grad():
+        p = last(torch.from_numpy(found)).softmax(dim=1).numpy()
+    assert np.allclose(p, xu.predict(model, data.test)[["p_covid", "p_normal", "p_virus"]], atol=1e-6)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_learned_within_a_source_it_holds_in_another_place():
+    rng = np.random.default_rng(0)
+    (known, rows), (asked, away) = world(rng), world(rng, home=False)
+    scores = xu.ill_scores(known, rows, asked)
+    assert xu.covid_area(away, scores)["auc_covid"] > 0.9
+    everything = xu.guess(known, rows)  # the plain way has learned the source
+    assert everything.predicted.eq(rows.label).mean() > 0.9
+    assert (xu.ill_scores(known, rows, known + [0, 8, 0, 0, 0, 0]) > 0).mean() == pytest.approx(
+        (xu.ill_scores(known, rows, known) > 0).mean(), abs=0.1
+    ), "moving everybody to the far source must not make them ill"
+
+
+def test_covid_answers_alone_are_doubted():
+    predictions = table([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.8, 0.0, 0.2]], ["covid", "normal", "normal"])
+    assert xu.doubts(predictions, [2.0, -3.0, -1.0]).tolist() == [-2.0, -np.inf, 1.0]
+
+
+def test_refusing_the_doubtful_lowers_the_error_and_is_counted():
+    predictions = table([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.8, 0.0, 0.2], [0.7, 0.3, 0]], ["covid"] + ["normal"] * 3)
+    doubt = xu.doubts(predictions, [2.0, -3.0, -1.0, 0.5])
+    curve = xu.risk_coverage(predictions, doubt)
+    assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1] and curve.risk.tolist() == pytest.approx([0, 0, 1 / 3, 0.5])
+    kept = xu.refuse(predictions, doubt, threshold=0.0)
+    assert kept["answered"] == 0.75 and kept["covid_answered"] == 1 and kept["normal_safe"] == pytest.approx(2 / 3)
+    assert xu.refuse(predictions, doubt, np.inf)["normal_safe"] == pytest.approx(1 / 3)
+    low, high = kept["normal_safe_interval"]
+    assert low < 2 / 3 < high
+    assert xu.refuse(predictions[:1], doubt[:1], 0.0)["normal_safe"] is None
