@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from .data import CLASSES, SPLITS, _root, check_data, check_table, check_whole, is_sample, read_image, resize
@@ -271,38 +270,6 @@ def plot_split(splits):
 
 
 # ---------------------------------------------------------------- networks
-
-
-def plot_residual_block():
-    """A residual block as a drawing: two convolutions and the skip that is added to them."""
-    with _figure(width=9.5, height=2.0) as (figure, axes):
-        axis = axes[0, 0]
-        axis.set(xlim=(0, 19), ylim=(0.8, 4.2))
-        axis.axis("off")
-        boxes = ["conv 3x3", "batch norm", "ReLU", "conv 3x3", "batch norm", "+", "ReLU"]
-        centres = [2.9, 5.5, 7.9, 10.2, 12.8, 15.0, 16.7]
-        for text, x in zip(boxes, centres, strict=True):
-            half, colour = (0.45, "#F0E442") if text == "+" else (0.75 if text == "ReLU" else 1.0, "#DCEAF5")
-            axis.add_patch(
-                FancyBboxPatch((x - half, 1.1), 2 * half, 1.2, boxstyle="round,pad=0.08", fc=colour, ec="0.3")
-            )
-            axis.text(x, 1.7, text, ha="center", va="center", fontsize=10)
-        edges = [0.6, *centres, 18.4]
-        halves = [0, *(0.53 if t == "+" else 0.83 if t == "ReLU" else 1.08 for t in boxes), 0]
-        for i in range(len(edges) - 1):
-            start, end = (edges[i] + halves[i], 1.7), (edges[i + 1] - halves[i + 1], 1.7)
-            axis.add_patch(
-                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="0.3", shrinkA=0, shrinkB=0)
-            )
-        skip = dict(color="#D55E00", lw=2)
-        axis.plot([1.1, 1.1, centres[5]], [1.7, 3.4, 3.4], solid_capstyle="round", **skip)
-        axis.annotate(
-            "", (centres[5], 2.38), (centres[5], 3.43), arrowprops=dict(arrowstyle="-|>", shrinkA=0, shrinkB=0, **skip)
-        )
-        axis.text(8, 3.6, "skip: x as it is", color="#D55E00", ha="center", fontsize=11)
-        axis.text(0.55, 1.7, "x", ha="right", va="center", fontsize=13, fontweight="bold")
-        axis.text(18.45, 1.7, "y", ha="left", va="center", fontsize=13, fontweight="bold")
-        return figure
 
 
 def plot_patches(pixels, patch_size, synthetic=False):
