@@ -65,6 +65,7 @@ from .plotting import plot_reliability as plot_reliability
 from .plotting import plot_roc as plot_roc
 from .plotting import plot_sizes as plot_sizes
 from .plotting import plot_split as plot_split
+from .plotting import save_figure as save_figure
 from .training import check_environment as check_environment
 from .training import fit as fit
 from .training import load_run as load_run

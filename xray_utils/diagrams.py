@@ -1,4 +1,4 @@
-"""Drawings of networks, made from the networks themselves: modules, shapes and sums are read off, none is written here."""
+"""Drawings of networks, made from the networks themselves: modules, shapes and sums are read off."""
 
 import operator
 import re
@@ -115,8 +115,9 @@ def _text(node, modules):
     """What one step of a block is called, with the numbers of its module."""
     module = modules.get(node.target) if node.op == "call_module" else None
     if isinstance(module, nn.Conv2d):
-        stride = f"\nstride {module.stride[0]}" if module.stride[0] > 1 else ""
-        return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}\n{module.in_channels} to {module.out_channels}{stride}"
+        size, stride = "x".join(map(str, module.kernel_size)), module.stride[0]
+        text = f"conv {size}\n{module.in_channels} to {module.out_channels}"
+        return text + (f"\nstride {stride}" if stride > 1 else "")
     if isinstance(module, nn.BatchNorm2d):
         return "batch\nnorm"
     name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
