@@ -188,7 +188,7 @@ def plot_class_balance(images):
 def plot_sizes(images):
     """Width against height, and the aspect, of each class."""
     images = _readable(images, "label", "width", "height", maker="audit_images")
-    with _figure(1, 2, 10, 3.8) as (figure, axes):
+    with _figure(1, 2, 11.5, 3.8) as (figure, axes):
         scatter, aspect = axes[0]
         for name in CLASSES:
             some = images[images.label.eq(name)]
@@ -434,7 +434,7 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
                 square=True, xticklabels=CLASSES, yticklabels=CLASSES, ax=axis, linewidths=1,
             )  # fmt: skip
             right = f"{np.trace(counts)} of {counts.sum()} right"
-            words = fill(name.replace("_", " "), 9 * each, break_long_words=False)
+            words = fill(name.replace("_", " "), 6.5 * each, break_long_words=False)
             axis.set(xlabel="predicted", ylabel="true", title=f"{words}\n{right}")
             axis.tick_params(length=0)
         return figure
