@@ -276,6 +276,7 @@ def test_titles_say_what_the_data_say(images, history, table):
     assert title_of(draw(xu.plot_colour, images.assign(tint=9.0).query("label == 'virus'")), 1).startswith(
         "Tinted images: virus"
     )
+    assert title_of(draw(xu.plot_history, {"vit": history})) == "Lowest validation loss: epoch 3 of 4"
     better = history.assign(val_loss=history.val_loss / 2)
     assert title_of(draw(xu.plot_history, {"one": history, "two": better})) == "Lowest validation loss: two"
     assert title_of(draw(xu.plot_history, {"one": better, "two": history})) == "Lowest validation loss: one"

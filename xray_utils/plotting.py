@@ -376,13 +376,12 @@ def plot_patches(pixels, patch_size, synthetic=False):
 def plot_history(histories):
     """Loss and accuracy on train (dashed) and val (solid) over the epochs; the best epoch on val is marked.
 
-    histories: the table of one run, or `{"name": table}` for several in one figure.
+    histories: the table of one run, or `{"name": table}` for several in one figure, each in the colour of its model.
     """
-    several = isinstance(histories, dict)
-    histories = histories if several else {"": histories}
+    histories = histories if isinstance(histories, dict) else {"": histories}
     check_dict("histories", histories, "run.history or {'name': run.history}")
     check_histories("histories", histories, "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-    lowest = min(histories, key=lambda name: histories[name].val_loss.min())
+    several, lowest = len(histories) > 1, min(histories, key=lambda name: histories[name].val_loss.min())
     with _figure(1, 2, 11 if several else 10, 3.6) as (figure, axes):
         ends = {"loss": [], "accuracy": []}
         for i, (name, history) in enumerate(histories.items()):
@@ -393,13 +392,12 @@ def plot_history(histories):
                 axis.plot(history.epoch, history[f"val_{what}"], **line, lw=2)
                 axis.plot(history.epoch, history[f"train_{what}"], **line | dict(alpha=0.5, linestyle="--"))
                 axis.plot(best.epoch, best[f"val_{what}"], "o", mfc="none", mec="black", markersize=10)
-                ends[what].append((name or "validation", last.epoch, last[f"val_{what}"], colour))
+                ends[what].append((name if several else "validation", last.epoch, last[f"val_{what}"], colour))
                 if not several:
                     ends[what].append(("training", last.epoch, last[f"train_{what}"], colour))
         kept = histories[lowest].val_loss.idxmin()
-        titles = [f"Lowest validation loss: {lowest or 'epoch'}", "Accuracy"]
-        if not several:
-            titles[0] += f" {histories[lowest].epoch[kept]:.0f} of {histories[lowest].epoch.max():.0f}"
+        epochs = f"epoch {histories[lowest].epoch[kept]:.0f} of {histories[lowest].epoch.max():.0f}"
+        titles = [f"Lowest validation loss: {lowest if several else epochs}", "Accuracy"]
         for axis, what, title in zip(axes[0], ends, titles, strict=True):
             axis.set(xlabel="epoch", ylabel=what, title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
