@@ -278,8 +278,8 @@ def test_titles_say_what_the_data_say(images, history, table):
     )
     assert title_of(draw(xu.plot_history, {"vit": history})) == "Lowest validation loss: epoch 3 of 4"
     better = history.assign(val_loss=history.val_loss / 2)
-    assert title_of(draw(xu.plot_history, {"one": history, "two": better})) == "Lowest validation loss: two"
-    assert title_of(draw(xu.plot_history, {"one": better, "two": history})) == "Lowest validation loss: one"
+    assert title_of(draw(xu.plot_history, {"one": history, "two": better})) == "Lowest validation loss:\ntwo"
+    assert title_of(draw(xu.plot_history, {"one": better, "two": history})) == "Lowest validation loss:\none"
     best = table.accuracy.idxmax()
     assert title_of(draw(xu.plot_comparison, table)).startswith(f"Highest: {best}\n")
     perfect = make_predictions().assign(predicted=lambda t: t.label)

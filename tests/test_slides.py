@@ -124,7 +124,7 @@ class Browser:
 
 
 def readme_command():
-    return re.search(r"`\.venv/bin/(jupyter nbconvert --to slides [^`]+)`", (ROOT / "README.md").read_text())[1]
+    return re.search(r"`\.venv/bin/jupyter (nbconvert [^`]*--to slides [^`]+)`", (ROOT / "README.md").read_text())[1]
 
 
 @pytest.fixture(scope="module")

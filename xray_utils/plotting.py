@@ -115,9 +115,9 @@ def _label_ends(axis, ends):
     height, gap = -np.inf, 0.075 * (high - low)
     for name, x, y, colour in sorted(ends, key=lambda end: end[2]):
         height = max(y, height + gap)
-        axis.annotate(name, (x, y), (1.02, (height - low) / (high - low)), textcoords="axes fraction", va="center",
-                      fontsize=10, color="black", annotation_clip=False,
-                      arrowprops=dict(arrowstyle="-", color=colour, lw=1.5, shrinkA=0, shrinkB=4))  # fmt: skip
+        leader = dict(arrowstyle="-", color=colour, lw=1, ls=":", relpos=(0, 0.5), shrinkA=0)
+        place = (1.02, (height - low) / (high - low))
+        axis.annotate(name, (x, y), place, textcoords="axes fraction", va="center", fontsize=10, arrowprops=leader)
 
 
 def _call_synthetic(figure, synthetic):
@@ -382,7 +382,7 @@ def plot_history(histories):
     check_dict("histories", histories, "run.history or {'name': run.history}")
     check_histories("histories", histories, "train_loss", "val_loss", "train_accuracy", "val_accuracy")
     several, lowest = len(histories) > 1, min(histories, key=lambda name: histories[name].val_loss.min())
-    with _figure(1, 2, 11 if several else 10, 3.6) as (figure, axes):
+    with _figure(1, 2, 11.5 if several else 10, 3.9) as (figure, axes):
         ends = {"loss": [], "accuracy": []}
         for i, (name, history) in enumerate(histories.items()):
             colour, last = _colour_of(name, i), history.iloc[-1]
@@ -397,7 +397,7 @@ def plot_history(histories):
                     ends[what].append(("training", last.epoch, last[f"train_{what}"], colour))
         kept = histories[lowest].val_loss.idxmin()
         epochs = f"epoch {histories[lowest].epoch[kept]:.0f} of {histories[lowest].epoch.max():.0f}"
-        titles = [f"Lowest validation loss: {lowest if several else epochs}", "Accuracy"]
+        titles = [f"Lowest validation loss:{chr(10) + lowest if several else ' ' + epochs}", "Accuracy"]
         for axis, what, title in zip(axes[0], ends, titles, strict=True):
             axis.set(xlabel="epoch", ylabel=what, title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
