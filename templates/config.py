@@ -13,3 +13,4 @@ c.TemplateExporter.extra_template_paths = [str(HERE)]
 c.HTMLExporter.template_name = "page"
 c.SlidesExporter.template_name = "deck"
 c.SlidesExporter.exclude_anchor_links = True
+c.CoalesceStreamsPreprocessor.enabled = True

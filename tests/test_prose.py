@@ -93,7 +93,8 @@ def test_every_exercise_has_a_folded_solution(path):
     assert exercises == solved != []
     assert cells[-len(tagged) :] == tagged, "solutions stand last"
     for cell in tagged:
-        assert cell.metadata.slideshow.slide_type == "skip" and cell.metadata.jupyter.source_hidden
+        assert cell.metadata.slideshow.slide_type == "skip"
+        assert cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
