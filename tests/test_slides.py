@@ -12,9 +12,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat import v4
 
 ROOT = Path(__file__).resolve().parents[1]
+DOT = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 SIZES = [(1280, 720), (1920, 1080)]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -123,18 +126,18 @@ class Browser:
         self.socket.close()
 
 
-def readme_command():
-    return re.search(r"`\.venv/bin/jupyter (nbconvert [^`]*--to slides [^`]+)`", (ROOT / "README.md").read_text())[1]
+def make_decks(folder, notebooks=None):
+    """Decks in `folder`, by the command of the README; what it says."""
+    command = re.search(r"`\.venv/bin/jupyter (nbconvert [^`]*--to slides [^`]+)`", (ROOT / "README.md").read_text())[1]
+    words = [str(folder) if word == "outputs/slides" else word for word in shlex.split(command)]
+    words = words if notebooks is None else [*words[:-1], str(notebooks)]
+    return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=True).stderr
 
 
 @pytest.fixture(scope="module")
 def decks(tmp_path_factory):
-    """Every deck, made by the command of the README."""
     folder = tmp_path_factory.mktemp("slides")
-    command = readme_command().replace("outputs/slides", str(folder))
-    words = [sys.executable, "-m", *shlex.split(command)]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Alternative text is missing" not in result.stderr
+    assert "Alternative text is missing" not in make_decks(folder)
     return sorted(folder.glob("*.slides.html"))
 
 
@@ -170,6 +173,32 @@ def test_every_slide_can_be_shown(decks, browser, width, height):
         if browser.errors:
             faults[path.name] = list(browser.errors)
     assert not faults, "\n".join(f"{where}: {what}" for where, what in faults.items())
+
+
+FAULTY = {  # what a slide holds, and what must be said of it
+    "": "empty",
+    "many lines\n\n" * 40: "overflow: P many lines",
+    "`" + "x" * 200 + "`": "overflow: ",
+    "<small style='font-size: 12px'>whisper</small>": "too small: SMALL whisper",
+    "<img alt='gone' src='data:image/png;base64,AAAA'>": "missing picture",
+    f"<img src='data:image/gif;base64,{DOT}'>": "picture without a text",
+    f"<img alt='dot' src='data:image/gif;base64,{DOT}'>": "picture too low to be read",
+}
+
+
+def test_faults_are_seen(browser, tmp_path):
+    cells = [
+        v4.new_markdown_cell(f"## Title\n\n{text}", metadata={"slideshow": {"slide_type": "slide"}}) for text in FAULTY
+    ]
+    cells[0].source += "\n<script>console.error('on purpose')</script><script src='http://127.0.0.1:9/x.js'></script>"
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "faulty.ipynb")
+    make_decks(tmp_path, tmp_path / "faulty.ipynb")
+    browser.open(tmp_path / "faulty.slides.html", *SIZES[0])
+    for place, wanted in zip(browser.slides(), FAULTY.values(), strict=True):
+        assert any(fault.startswith(wanted) for fault in browser.run(LOOK)["faults"]), (place, wanted)
+    assert any("on purpose" in error for error in browser.errors)
+    assert any("network: http://127.0.0.1:9/x.js" in error for error in browser.errors)
+    browser.errors.clear()
 
 
 def test_reveal_js_is_the_one_of_its_package():
