@@ -279,6 +279,18 @@ WRONG = {
         *whole("seed", 0, draw(xu.plot_examples, "images")),
     ],
     "plot_class_balance": [*images_rows(xu.plot_class_balance, "file", "label", "group")],
+    "plot_network": [
+        ("model", "'resnet18'", "baseline_cnn()", lambda t: xu.plot_network("resnet18")),
+        ("size", "0", "at least 1", lambda t: xu.plot_network(xu.baseline_cnn(), size=0)),
+    ],
+    "plot_residual_block": [
+        ("block", "'layer1'", "layer1[0]", lambda t: xu.plot_residual_block("layer1")),
+        ("block", "0 sums", "layer1[0]", lambda t: xu.plot_residual_block(xu.baseline_cnn())),
+    ],
+    "save_figure": [
+        ("figure", "DataFrame", "matplotlib Figure", lambda t: xu.save_figure(t.images, "images")),
+        ("name", "'../up'", "plain file name", lambda t: xu.save_figure(xu.plot_class_balance(t.images), "../up")),
+    ],
     "plot_sizes": [*images_rows(xu.plot_sizes, "label", "width", "height")],
     "plot_colour": [*images_rows(xu.plot_colour, "label", "mode", "tint")],
     "plot_mean_images": [
@@ -484,7 +496,6 @@ NOTHING_TO_CHECK = {  # functions without arguments, or that take anything
     "data_dir": "no argument; XRAY_DATA is tested in test_split",
     "results_dir": "no argument",
     "external_dir": "no argument; XRAY_EXTERNAL is tested in test_explain",
-    "plot_residual_block": "no argument",
     "outputs_dir": "parts of any path",
     "is_sample": "asks a table where it came from; any that does not know is none of the sample",
     "resize": "PIL's own errors: a loop over every pixel of the course goes through it",

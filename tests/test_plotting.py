@@ -8,11 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from test_evaluation import make_predictions, make_run
 
 import xray_utils as xu
-from xray_utils import plotting
+from xray_utils import diagrams, plotting
 from xray_utils.data import repository_dir
 from xray_utils.evaluation import ORIGINAL, reliability
 
@@ -92,9 +93,10 @@ FIGURES = {
     "plot_preparation": lambda f: [f("images"), f("data")],
     "plot_mirroring": lambda f: [f("data")],
     "plot_split": lambda f: [{"grouped": f("split"), "slides": xu.split_images(f("images"), protocol="slides")}],
-    "plot_residual_block": lambda f: [],
     "plot_seeds": lambda f: [SEEDS],
     "plot_risk_coverage": lambda f: [{"home": make_predictions()}, {"home": np.arange(len(make_predictions()))}, 5],
+    "plot_residual_block": lambda f: [xu.resnet18().layer2[0]],
+    "plot_network": lambda f: [xu.baseline_cnn()],
     "plot_patches": lambda f: [f("data").train.take([0])[0], 8],
     "plot_history": lambda f: [f("history")],
     "plot_confusion_matrix": lambda f: [make_predictions()],
@@ -110,16 +112,15 @@ FIGURES = {
 
 
 def test_every_figure_is_listed_here():
-    functions = {
-        name for name, value in vars(plotting).items() if name.startswith("plot_") and inspect.isfunction(value)
-    }
+    everything = vars(plotting) | vars(diagrams)
+    functions = {name for name in everything if name.startswith("plot_") and inspect.isfunction(everything[name])}
     assert functions == set(FIGURES)
     assert all(hasattr(xu, name) for name in functions)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_drawn_without_warning_and_closed(name, request, tmp_path):
-    figure = draw(getattr(plotting, name), *FIGURES[name](request.getfixturevalue))
+    figure = draw(getattr(xu, name), *FIGURES[name](request.getfixturevalue))
     assert any(axes.has_data() or axes.patches for axes in figure.axes), "nothing is drawn"
     figure.savefig(tmp_path / "figure.png")
     pixels = plt.imread(tmp_path / "figure.png")
@@ -178,7 +179,7 @@ def test_split_shows_the_counts_of_each_side(split):
 
 def test_confusion_matrix_shows_numbers_and_shares():
     table = make_predictions()
-    cells = [text for text in texts_of(draw(xu.plot_confusion_matrix, table)) if "\n" in text]
+    cells = [text for text in texts_of(draw(xu.plot_confusion_matrix, table)) if text.endswith("%")]
     counts = pd.crosstab(table.label, table.predicted).reindex(index=xu.CLASSES, columns=xu.CLASSES, fill_value=0)
     wanted = [f"{n}\n{n / row.sum():.0%}" for row in counts.to_numpy() for n in row]
     assert cells == wanted and sum(int(cell.split("\n")[0]) for cell in cells) == len(table)
@@ -187,7 +188,7 @@ def test_confusion_matrix_shows_numbers_and_shares():
 def test_confusion_matrix_without_images_of_a_class():
     table = make_predictions()
     cells = texts_of(draw(xu.plot_confusion_matrix, table[table.label.ne("virus")]))
-    assert [cell for cell in cells if "\n" in cell][6:] == ["0\n0%"] * 3
+    assert [cell for cell in cells if cell.endswith("%")][6:] == ["0\n0%"] * 3
 
 
 def test_history_marks_the_epoch_with_the_lowest_validation_loss(history):
@@ -198,7 +199,7 @@ def test_history_marks_the_epoch_with_the_lowest_validation_loss(history):
 
 def test_history_of_several_runs_names_each(history):
     figure = draw(xu.plot_history, {"one": history, "two": history[:2]})
-    assert [text for text in texts_of(figure) if text in ("one", "two")] == ["one", "two"]
+    assert sorted(text for text in texts_of(figure) if text in ("one", "two")) == ["one", "two"]
     assert len(figure.axes[0].lines) == 6
 
 
@@ -256,6 +257,65 @@ def test_reliability_draws_the_bins_of_each_table():
     figure = draw(xu.plot_reliability, tables)
     for axes, (name, table) in zip(figure.axes, tables.items(), strict=True):
         bins = reliability(table)
-        assert axes.get_title(loc="left") == name
+        assert axes.get_title(loc="left") == f"{name}\ncalibration error {xu.calibration_error(table):.3f}"
         assert axes.collections[0].get_offsets().data.tolist() == bins[["confidence", "accuracy"]].to_numpy().tolist()
-        assert f"calibration error {xu.calibration_error(table):.3f}" in [text.get_text() for text in axes.texts]
+
+
+def lightness(colour):
+    """L* of CIELAB: what is left of a colour in grey print, 0 black to 100 white."""
+    parts = np.array(to_rgb(colour))
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
+
+
+@pytest.mark.parametrize("colours", [plotting.CLASS_COLOURS, plotting.MODEL_COLOURS], ids=["classes", "models"])
+def test_colours_differ_in_grey_print(colours):
+    light = sorted(map(lightness, colours.values()))
+    assert min(np.diff(light)) > 12, light
+
+
+def saved(name):
+    return {path.name: path for path in sorted(xu.outputs_dir("figures").glob(f"{name}.*"))}
+
+
+def test_a_figure_is_saved_as_vectors_and_in_twice_the_pixels(history):
+    figure = xu.plot_history(history)
+    assert xu.save_figure(figure, "history") is figure
+    files = saved("history")
+    assert list(files) == ["history.png", "history.svg"]
+    assert plt.imread(files["history.png"]).shape[1] == figure.get_figwidth() * 220
+    assert "Lowest validation loss: epoch 3 of 4" in files["history.svg"].read_text()  # text, not outlines
+    before = {name: path.read_bytes() for name, path in files.items()}
+    xu.save_figure(xu.plot_history(history), "history")
+    assert {name: path.read_bytes() for name, path in files.items()} == before
+
+
+def title_of(figure, place=0):
+    return figure.axes[place].get_title(loc="left")
+
+
+def test_titles_say_what_the_data_say(images, history, table):
+    assert title_of(draw(xu.plot_class_balance, images)) == "34% of the images are normal, the largest class"
+    some = images[images.label.ne("normal")]
+    assert "are covid" in title_of(draw(xu.plot_class_balance, some[some.label.eq("covid") | (some.index % 2 > 0)]))
+    single = images.assign(group=images.file)
+    assert title_of(draw(xu.plot_images_per_patient, single)) == f"0 of {len(images)} patients have more than one image"
+    assert title_of(draw(xu.plot_colour, images.assign(tint=0.0)), 1) == "Tinted images: none"
+    assert title_of(draw(xu.plot_colour, images.assign(tint=9.0).query("label == 'virus'")), 1).startswith(
+        "Tinted images: virus"
+    )
+    assert title_of(draw(xu.plot_history, {"vit": history})) == "Lowest validation loss: epoch 3 of 4"
+    better = history.assign(val_loss=history.val_loss / 2)
+    assert title_of(draw(xu.plot_history, {"one": history, "two": better})) == "Lowest validation loss:\ntwo"
+    assert title_of(draw(xu.plot_history, {"one": better, "two": history})) == "Lowest validation loss:\none"
+    best = table.accuracy.idxmax()
+    assert title_of(draw(xu.plot_comparison, table)).startswith(f"Highest: {best}\n")
+    perfect = make_predictions().assign(predicted=lambda t: t.label)
+    assert title_of(draw(xu.plot_confusion_matrix, perfect)).endswith(f"\n{len(perfect)} of {len(perfect)} right")
+
+
+def test_names_at_the_ends_of_lines_do_not_overlap(history):
+    figure = draw(xu.plot_history, {name: history for name in ("baseline_cnn", "resnet18", "vit")})
+    axes = figure.axes[1]
+    heights = sorted(axes.transAxes.transform(text.xyann)[1] for text in axes.texts)
+    assert len(heights) == 3 and min(np.diff(heights)) > axes.texts[0].get_fontsize() * figure.dpi / 72

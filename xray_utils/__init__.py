@@ -15,6 +15,8 @@ from .data import prepare as prepare
 from .data import read_image as read_image
 from .data import resize as resize
 from .data import split_images as split_images
+from .diagrams import plot_network as plot_network
+from .diagrams import plot_residual_block as plot_residual_block
 from .evaluation import NOTEBOOKS as NOTEBOOKS
 from .evaluation import apply_temperature as apply_temperature
 from .evaluation import beside_original as beside_original
@@ -69,12 +71,12 @@ from .plotting import plot_mirroring as plot_mirroring
 from .plotting import plot_patches as plot_patches
 from .plotting import plot_preparation as plot_preparation
 from .plotting import plot_reliability as plot_reliability
-from .plotting import plot_residual_block as plot_residual_block
 from .plotting import plot_risk_coverage as plot_risk_coverage
 from .plotting import plot_roc as plot_roc
 from .plotting import plot_seeds as plot_seeds
 from .plotting import plot_sizes as plot_sizes
 from .plotting import plot_split as plot_split
+from .plotting import save_figure as save_figure
 from .robust import against_normal as against_normal
 from .robust import covid_area as covid_area
 from .robust import doubts as doubts

@@ -1,15 +1,30 @@
 """Every figure of the course; each function returns its matplotlib Figure, which a notebook shows as it is."""
 
+import re
+import sys
 from contextlib import contextmanager
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from .data import CLASSES, SPLITS, _root, check_data, check_table, check_whole, is_sample, read_image, resize
+from .data import (
+    CLASSES,
+    SPLITS,
+    _root,
+    check_data,
+    check_table,
+    check_whole,
+    is_sample,
+    outputs_dir,
+    read_image,
+    resize,
+)
 from .evaluation import (
     ORIGINAL,
     PROBABILITIES,
@@ -25,24 +40,26 @@ from .robust import risk_coverage
 
 CLASS_COLOURS = {
     "covid": "#D55E00",
-    "normal": "#009E73",
-    "virus": "#0072B2",
-}  # Okabe & Ito, for colour-blind eyes
+    "normal": "#5DBB8F",
+    "virus": "#004488",
+}  # after Okabe & Ito, for colour-blind eyes; each of another lightness, so that they differ in grey print too
+CLASS_MARKERS = {"covid": "o", "normal": "s", "virus": "^"}
 MODEL_COLOURS = {
-    "baseline_cnn": "#CC79A7",
-    "resnet18_augmented": "#8A5A00",  # before the shorter name
-    "resnet18": "#E69F00",
-    "vit": "#56B4E9",
+    "baseline_cnn": "#C4659A",
+    "resnet18_augmented": "#7A4E00",  # before the shorter name
+    "resnet18": "#F0B030",
+    "vit": "#332288",
 }
 STYLE = {
-    **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 11},
+    **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 12},
     **{
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.titlesize": 12,
+        "axes.titlesize": 13,
         "axes.titleweight": "bold",
     },
     **{"axes.titlelocation": "left", "legend.frameon": False, "image.cmap": "gray"},
+    **{"svg.fonttype": "none", "svg.hashsalt": "xray"},  # text stays text; the same figure, the same file
     "text.parse_math": False,  # a name with $ is no formula
 }
 
@@ -50,6 +67,10 @@ STYLE = {
 @contextmanager
 def _figure(rows=1, columns=1, width=9.0, height=3.5, **options):
     """A figure in the style of the course, closed at the end so that a notebook shows it once."""
+    if "ipykernel" in sys.modules:  # a page shows twice the pixels, at the same size
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("retina")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
         try:
@@ -58,15 +79,57 @@ def _figure(rows=1, columns=1, width=9.0, height=3.5, **options):
             plt.close(figure)
 
 
+def save_figure(figure, name):
+    """Writes a figure for slides of your own to `outputs/figures`, as name.svg and name.png; returns it to be shown.
+
+    Raises ValueError for anything but a matplotlib Figure, or a name that is no plain file name.
+    """
+    if not isinstance(figure, Figure):
+        raise ValueError(
+            f"figure: {type(figure).__name__} is no matplotlib Figure, such as every plot function returns."
+        )
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
+        raise ValueError(f"name: {name!r} must be a plain file name without ending, such as 'history'.")
+    with plt.rc_context(STYLE):
+        for ending in ("svg", "png"):
+            path = outputs_dir("figures", f"{name}.{ending}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, metadata={"Date": None} if ending == "svg" else None)
+    return figure
+
+
+def _colour_of(name, i=0):
+    """The colour of a model's run, or one by its place for other names."""
+    others = sns.color_palette("colorblind", 10)[i % 10]
+    return next((colour for model, colour in MODEL_COLOURS.items() if name.startswith(model)), others)
+
+
+def _ink(colour):
+    """Black or white, whichever can be read on a colour."""
+    red, green, blue = to_rgb(colour)
+    return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
+
+
+def _label_ends(axis, ends):
+    """Names beside the right ends of lines, [(name, x, y, colour)], moved apart where they would overlap."""
+    low, high = axis.get_ylim()
+    height, gap = -np.inf, 0.075 * (high - low)
+    for name, x, y, colour in sorted(ends, key=lambda end: end[2]):
+        height = max(y, height + gap)
+        leader = dict(arrowstyle="-", color=colour, lw=1, ls=":", relpos=(0, 0.5), shrinkA=0)
+        place = (1.02, (height - low) / (high - low))
+        axis.annotate(name, (x, y), place, textcoords="axes fraction", va="center", fontsize=10, arrowprops=leader)
+
+
 def _call_synthetic(figure, synthetic):
     """Write over the figure that its pictures are drawings, where they are."""
     if synthetic:
-        figure.suptitle("synthetic sample: drawings, no patients", fontsize=9, style="italic", color="0.4")
+        figure.suptitle("synthetic sample: drawings, no patients", fontsize=10, style="italic", color="0.4")
 
 
 def _show(axes, pixels, title="", **options):
     axes.imshow(pixels, **options)
-    axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
+    axes.set_title(title, fontsize=10, fontweight="normal", loc="center")
     axes.axis("off")
 
 
@@ -98,9 +161,9 @@ def plot_examples(images, per_class=5, seed=0):
                     image = read_image(_root(images) / file)
                     _show(axis, image, f"{image.width} x {image.height}")
                 except (OSError, ValueError):  # before an audit there may be such files
-                    axis.set_title("cannot be read", fontsize=9, fontweight="normal", loc="center", y=0.5)
+                    axis.set_title("cannot be read", fontsize=10, fontweight="normal", loc="center", y=0.5)
             row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
-                        fontsize=13, fontweight="bold", color=CLASS_COLOURS[name])  # fmt: skip
+                        fontsize=13, fontweight="bold")  # fmt: skip
         _call_synthetic(figure, is_sample(images))
         return figure
 
@@ -115,9 +178,10 @@ def plot_class_balance(images):
         for shift, (column, alpha) in zip((-0.2, 0.2), (("images", 1), ("patients", 0.45)), strict=True):
             colours = [CLASS_COLOURS[name] for name in CLASSES]
             bars = axes[0, 0].bar(positions + shift, counts[column], 0.38, color=colours, alpha=alpha)
-            axes[0, 0].bar_label(bars, [f"{value:.0f}\n{column}" for value in counts[column]], fontsize=9)
+            axes[0, 0].bar_label(bars, [f"{value:.0f}\n{column}" for value in counts[column]], fontsize=10)
         axes[0, 0].set_xticks(positions, CLASSES)
-        axes[0, 0].set(ylabel="number", title="Images and patients of each class")
+        largest, share = counts["images"].idxmax(), counts["images"].max() / max(counts["images"].sum(), 1)
+        axes[0, 0].set(ylabel="number", title=f"{share:.0%} of the images are {largest}, the largest class")
         axes[0, 0].margins(y=0.2)
         return figure
 
@@ -125,11 +189,12 @@ def plot_class_balance(images):
 def plot_sizes(images):
     """Width against height, and the aspect, of each class."""
     images = _readable(images, "label", "width", "height", maker="audit_images")
-    with _figure(1, 2, 10, 3.8) as (figure, axes):
+    with _figure(1, 2, 11.5, 3.8) as (figure, axes):
         scatter, aspect = axes[0]
         for name in CLASSES:
             some = images[images.label.eq(name)]
-            scatter.scatter(some.width, some.height, s=14, alpha=0.6, color=CLASS_COLOURS[name], label=name)
+            style = dict(s=18, alpha=0.7, color=CLASS_COLOURS[name], marker=CLASS_MARKERS[name])
+            scatter.scatter(some.width, some.height, label=name, **style)
         scatter.set(xlabel="width in pixels", ylabel="height in pixels", title="Size on disk")
         scatter.legend()
         sns.kdeplot(
@@ -137,7 +202,9 @@ def plot_sizes(images):
             common_norm=False, fill=True, alpha=0.15, ax=aspect, cut=0, warn_singular=False,
         )  # fmt: skip
         aspect.get_legend().set_title(None)
-        aspect.set(xlabel="width / height", ylabel="density", title="Aspect (1 = square)")
+        medians = (images.width / images.height).groupby(images.label).median()
+        spread = f"{medians.min():.2f} ({medians.idxmin()}) to {medians.max():.2f} ({medians.idxmax()})"
+        aspect.set(xlabel="width / height (1 = square)", ylabel="density", title=f"Median aspect: {spread}")
         return figure
 
 
@@ -151,20 +218,22 @@ def plot_colour(images):
             bars = axes[0, 0].barh(CLASSES, modes[mode], left=left, color=str(shade), edgecolor="white", label=mode)
             texts = [f"{mode} {v:.0%}" if v >= 0.12 else "" for v in modes[mode]]
             axes[0, 0].bar_label(
-                bars, texts, label_type="center", color="white" if shade < 0.55 else "black", fontsize=9
+                bars, texts, label_type="center", color="white" if shade < 0.55 else "black", fontsize=10
             )
             left += modes[mode].to_numpy()
         axes[0, 0].invert_yaxis()
         axes[0, 0].set(xlabel="share of the class", title="Colour mode of the file")
         axes[0, 0].legend(
-            ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=9, handlelength=1, columnspacing=1
+            ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=10, handlelength=1, columnspacing=1
         )
         sns.stripplot(
             x=images.tint, y=images.label, order=CLASSES, hue=images.label, palette=CLASS_COLOURS, size=4,
             alpha=0.7, jitter=0.3, legend=False, ax=axes[0, 1],
         )  # fmt: skip
         axes[0, 1].axvline(0, color="0.7", zorder=0)
-        axes[0, 1].set(xlabel="mean blue minus mean red (grey levels)", ylabel="", title="Tint (right of 0 is bluish)")
+        tinted = images.label[images.tint.abs() > 5]  # grey levels
+        title = ", ".join(f"{name} {n}" for name, n in tinted.value_counts().items()) or "none"
+        axes[0, 1].set(xlabel="mean blue minus mean red (grey levels)", ylabel="", title=f"Tinted images: {title}")
         return figure
 
 
@@ -186,7 +255,7 @@ def plot_mean_images(images, size=128, at_most=150):
         for column, name in enumerate(present):
             _show(axes[0, column], means[name], f"mean of {name}", vmin=0, vmax=255)
             shown = axes[1, column].imshow(means[name] - overall, cmap="coolwarm", vmin=-limit, vmax=limit)
-            axes[1, column].set_title(f"{name} minus mean of all", fontsize=9, fontweight="normal", loc="center")
+            axes[1, column].set_title(f"{name} minus mean of all", fontsize=10, fontweight="normal", loc="center")
             axes[1, column].axis("off")
         figure.colorbar(shown, ax=axes[1, :], label="grey levels", shrink=0.8)
         _call_synthetic(figure, is_sample(images))
@@ -201,8 +270,10 @@ def plot_images_per_patient(images):
     with _figure(width=8, height=3.2) as (figure, axes):
         table.plot.bar(ax=axes[0, 0], color=CLASS_COLOURS, width=0.8, rot=0)
         for bars in axes[0, 0].containers:
-            axes[0, 0].bar_label(bars, [f"{v:.0f}" if v else "" for v in bars.datavalues], fontsize=8)
-        axes[0, 0].set(xlabel="images of one patient", ylabel="patients", title="Images per patient")
+            axes[0, 0].bar_label(bars, [f"{v:.0f}" if v else "" for v in bars.datavalues], fontsize=9)
+        several = (counts["images"] > 1).sum()
+        title = f"{several} of {len(counts)} patients have more than one image"
+        axes[0, 0].set(xlabel="images of one patient", ylabel="patients", title=title)
         axes[0, 0].legend(title=None)
         return figure
 
@@ -261,10 +332,10 @@ def plot_split(splits):
                 bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label], label=label)
                 room = 0.05 * max(len(s) for s in splits.values())  # less is too low for a number
                 texts = [f"{v:.0f}" if v > room else "" for v in table[label]]
-                axis.bar_label(bars, texts, label_type="center", color="white", fontsize=9)
+                axis.bar_label(bars, texts, label_type="center", color=_ink(CLASS_COLOURS[label]), fontsize=10)
                 bottom += table[label].to_numpy()
             for side, total in enumerate(bottom):
-                axis.text(side, total, f"{total:.0f}", ha="center", va="bottom", fontsize=9, fontweight="bold")
+                axis.text(side, total, f"{total:.0f}", ha="center", va="bottom", fontsize=10, fontweight="bold")
             axis.set_title(name)
         axes[0, 0].set_ylabel("images")
         axes[0, -1].legend(loc="upper right")
@@ -272,38 +343,6 @@ def plot_split(splits):
 
 
 # ---------------------------------------------------------------- networks
-
-
-def plot_residual_block():
-    """A residual block as a drawing: two convolutions and the skip that is added to them."""
-    with _figure(width=9.5, height=2.0) as (figure, axes):
-        axis = axes[0, 0]
-        axis.set(xlim=(0, 19), ylim=(0.8, 4.2))
-        axis.axis("off")
-        boxes = ["conv 3x3", "batch norm", "ReLU", "conv 3x3", "batch norm", "+", "ReLU"]
-        centres = [2.9, 5.5, 7.9, 10.2, 12.8, 15.0, 16.7]
-        for text, x in zip(boxes, centres, strict=True):
-            half, colour = (0.45, "#F0E442") if text == "+" else (0.75 if text == "ReLU" else 1.0, "#DCEAF5")
-            axis.add_patch(
-                FancyBboxPatch((x - half, 1.1), 2 * half, 1.2, boxstyle="round,pad=0.08", fc=colour, ec="0.3")
-            )
-            axis.text(x, 1.7, text, ha="center", va="center", fontsize=10)
-        edges = [0.6, *centres, 18.4]
-        halves = [0, *(0.53 if t == "+" else 0.83 if t == "ReLU" else 1.08 for t in boxes), 0]
-        for i in range(len(edges) - 1):
-            start, end = (edges[i] + halves[i], 1.7), (edges[i + 1] - halves[i + 1], 1.7)
-            axis.add_patch(
-                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="0.3", shrinkA=0, shrinkB=0)
-            )
-        skip = dict(color="#D55E00", lw=2)
-        axis.plot([1.1, 1.1, centres[5]], [1.7, 3.4, 3.4], solid_capstyle="round", **skip)
-        axis.annotate(
-            "", (centres[5], 2.38), (centres[5], 3.43), arrowprops=dict(arrowstyle="-|>", shrinkA=0, shrinkB=0, **skip)
-        )
-        axis.text(8, 3.6, "skip: x as it is", color="#D55E00", ha="center", fontsize=11)
-        axis.text(0.55, 1.7, "x", ha="right", va="center", fontsize=13, fontweight="bold")
-        axis.text(18.45, 1.7, "y", ha="left", va="center", fontsize=13, fontweight="bold")
-        return figure
 
 
 def plot_patches(pixels, patch_size, synthetic=False):
@@ -338,29 +377,35 @@ def plot_patches(pixels, patch_size, synthetic=False):
 def plot_history(histories):
     """Loss and accuracy on train (dashed) and val (solid) over the epochs; the best epoch on val is marked.
 
-    histories: the table of one run, or `{"name": table}` for several in one figure.
+    histories: the table of one run, or `{"name": table}` for several in one figure, each in the colour of its model.
     """
-    several = isinstance(histories, dict)
-    histories = histories if several else {"": histories}
+    histories = histories if isinstance(histories, dict) else {"": histories}
     check_dict("histories", histories, "run.history or {'name': run.history}")
     check_histories("histories", histories, "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-    with _figure(1, 2, 10, 3.6) as (figure, axes):
+    several, lowest = len(histories) > 1, min(histories, key=lambda name: histories[name].val_loss.min())
+    with _figure(1, 2, 11.5 if several else 10, 3.9) as (figure, axes):
+        ends = {"loss": [], "accuracy": []}
         for i, (name, history) in enumerate(histories.items()):
-            others = sns.color_palette("colorblind", 10)[i % 10]
-            colour = next((c for model, c in MODEL_COLOURS.items() if name.startswith(model)), others)
+            colour, last = _colour_of(name, i), history.iloc[-1]
             best = history.loc[history.val_loss.idxmin()]
-            for axis, what in zip(axes[0], ("loss", "accuracy"), strict=True):
+            for axis, what in zip(axes[0], ends, strict=True):
                 line = dict(color=colour, marker="o", markersize=3)
-                axis.plot(history.epoch, history[f"val_{what}"], **line, label=name or "validation")
-                line.update(alpha=0.5, linestyle="--")
-                axis.plot(history.epoch, history[f"train_{what}"], **line, label=None if several else "training")
+                axis.plot(history.epoch, history[f"val_{what}"], **line, lw=2)
+                axis.plot(history.epoch, history[f"train_{what}"], **line | dict(alpha=0.5, linestyle="--"))
                 axis.plot(best.epoch, best[f"val_{what}"], "o", mfc="none", mec="black", markersize=10)
-        for axis, what in zip(axes[0], ("loss", "accuracy"), strict=True):
-            axis.set(xlabel="epoch", title=what.capitalize())
+                ends[what].append((name if several else "validation", last.epoch, last[f"val_{what}"], colour))
+                if not several:
+                    ends[what].append(("training", last.epoch, last[f"train_{what}"], colour))
+        kept = histories[lowest].val_loss.idxmin()
+        epochs = f"epoch {histories[lowest].epoch[kept]:.0f} of {histories[lowest].epoch.max():.0f}"
+        titles = [f"Lowest validation loss:{chr(10) + lowest if several else ' ' + epochs}", "Accuracy"]
+        for axis, what, title in zip(axes[0], ends, titles, strict=True):
+            axis.set(xlabel="epoch", ylabel=what, title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
         axes[0, 0].set_ylim(bottom=0)
-        lines, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=9)
+        for axis, what in zip(axes[0], ends, strict=True):
+            if not several or what == "accuracy":  # once is enough for long names
+                _label_ends(axis, ends[what])
         return figure
 
 
@@ -373,9 +418,10 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
     check_dict("predictions", tables, "the table made by predict or {'name': table}")
     for table in tables.values():
         check_predictions(table)
-    columns = min(2, len(tables))
+    columns = min(4, len(tables))
     rows = -(-len(tables) // columns)
-    with _figure(rows, columns, 4.4 * columns, 4.1 * rows) as (figure, axes):
+    each = 4.3 if columns == 1 else 3.1  # inches
+    with _figure(rows, columns, each * columns, (each + 0.3) * rows) as (figure, axes):
         for axis in axes.flat[len(tables) :]:
             axis.axis("off")
         for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
@@ -386,7 +432,9 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
                 shares, annot=np.array(texts).reshape(counts.shape), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False,
                 square=True, xticklabels=CLASSES, yticklabels=CLASSES, ax=axis, linewidths=1,
             )  # fmt: skip
-            axis.set(xlabel="predicted", ylabel="true", title=name)
+            right = f"{np.trace(counts)} of {counts.sum()} right"
+            words = fill(name.replace("_", " "), 6.5 * each, break_long_words=False)
+            axis.set(xlabel="predicted", ylabel="true", title=f"{words}\n{right}")
             axis.tick_params(length=0)
         return figure
 
@@ -445,23 +493,28 @@ def plot_comparison(table):
     """
     check_table("table", table, ["network", "accuracy", "accuracy 95 %"], "compare")
     with _figure(width=8.5, height=1.2 + 0.55 * len(table)) as (figure, axes):
-        axis = axes[0, 0]
+        axis, lows, highs = axes[0, 0], {}, {}
         for row, (name, run) in enumerate(table.iterrows()):
             low, high = (float(v) for v in run["accuracy 95 %"].split("[")[1].rstrip("]").split(","))
-            colour = MODEL_COLOURS.get(run.network, "0.4")
+            colour = _colour_of(name) if name.startswith(tuple(MODEL_COLOURS)) else "0.4"
+            lows[name], highs[name] = low, high
             axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
             if run.network in ORIGINAL and not name.endswith("_sample"):
                 axis.plot(ORIGINAL[run.network]["accuracy"], row, "D", mfc="none", mec="black", markersize=8)
             axis.annotate(f"{run.accuracy:.3f}", (run.accuracy, row), (0, 8), textcoords="offset points", ha="center",
-                          fontsize=9)  # fmt: skip
+                          fontsize=10)  # fmt: skip
         axis.axvline(1 / len(CLASSES), color="0.7", linestyle=":")
-        axis.text(1 / len(CLASSES), -0.75, " chance", color="0.5", fontsize=9, va="center")
+        axis.text(1 / len(CLASSES), -0.75, " chance", color="0.5", fontsize=10, va="center")
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
+        best = table.index[table.accuracy == table.accuracy.max()]
+        reach = sum(highs[name] >= min(lows[one] for one in best) for name in table.index.difference(best))
+        title = f"Highest: {' and '.join(best)}"
+        if others := len(table) - len(best):
+            title += f"\n{reach} of {others} other intervals reach as high"
         synthetic = table.index.str.endswith("_sample").all()
-        title = "Accuracy with its 95 % interval" + ("" if synthetic else "; diamond: the original")
-        axis.set(xlabel="accuracy on the test images", title=title)
+        axis.set(xlabel="accuracy on the test images" + ("" if synthetic else " (diamond: the original)"), title=title)
         axis.set_xlim(left=max(0, axis.get_xlim()[0]), right=1.02)
         return figure
 
@@ -483,11 +536,13 @@ def plot_roc(predictions):
             pr.plot(recall, precision, color=CLASS_COLOURS[name])
             pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
         roc.plot([0, 1], [0, 1], color="0.7", linestyle=":")
-        roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title="ROC")
+        areas = {name: metrics[f"auc_{name}"] for name in CLASSES if metrics[f"auc_{name}"] is not None}
+        title = f"ROC: {max(areas, key=areas.get)} is told apart best" if areas else "ROC"
+        roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title)
         pr.set(
             xlabel="found (recall)", ylabel="precision", title="Precision and recall; dotted: guessing", ylim=(0, 1.03)
         )
-        figure.legend(loc="outside lower center", ncols=1, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=1, fontsize=10)
         return figure
 
 
@@ -502,8 +557,8 @@ def plot_reliability(predictions):
             axis.scatter(
                 bins.confidence, bins.accuracy, s=15 + 300 * bins.images / len(table), color="#0072B2", alpha=0.7
             )
-            axis.set(xlim=(0.3, 1.02), ylim=(-0.03, 1.03), xlabel="confidence", title=name)
-            axis.text(0.32, 0.95, f"calibration error {calibration_error(table):.3f}", fontsize=9)
+            title = f"{name}\ncalibration error {calibration_error(table):.3f}"
+            axis.set(xlim=(0.3, 1.02), ylim=(-0.03, 1.03), xlabel="confidence", title=title)
         axes[0, 0].set_ylabel("accuracy")
         return figure
 
@@ -518,14 +573,16 @@ def plot_experiments(table):
             guilty = found.low > found.innocent
             colour = "#D55E00" if guilty else "#0072B2"
             axis.plot([found.low, found.high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
-            axis.plot(found["balanced accuracy"], row, "o", color=colour, markersize=9)
+            inside = colour if guilty else "white"
+            axis.plot(found["balanced accuracy"], row, "o", color=colour, mfc=inside, markersize=9)
             axis.annotate(f"{found['balanced accuracy']:.2f}", (found["balanced accuracy"], row), (0, 8),
-                          textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+                          textcoords="offset points", ha="center", fontsize=10)  # fmt: skip
             axis.plot(found.innocent, row, "D", mfc="none", mec="black", markersize=8)
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
-        title = "Told apart without reading the lungs; diamond: innocent data"
-        axis.set(xlabel="balanced accuracy, of every image", title=title, xlim=(0, 1.02))
+        beyond, judged = (table.low > table.innocent).sum(), table.innocent.notna().sum()
+        title = f"{beyond} of {judged} guesses without the lungs are beyond innocent data"
+        axis.set(xlabel="balanced accuracy of the guess (diamond: innocent data)", title=title, xlim=(0, 1.02))
         return figure
 
 

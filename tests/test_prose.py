@@ -1,0 +1,105 @@
+"""The words on the pages stay true when the images are others; exercises have solutions, and both are complete."""
+
+import base64
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+from test_notebooks import NOTEBOOKS, cells_of, text_of
+
+import xray_utils as xu
+from xray_utils import phantoms
+
+# Every number of two or more characters that the prose may hold, and why it is true of any images.
+FACTS = {
+    "the original's images and splits": "1,196 590 936 866 1,674 358 360 837 179 180 70",
+    "sizes, shares and settings that we choose": "224 15 0.7 0.001 0.3 0.00005 30 0.05 95 0.95 0.8",
+    "the baseline: parameters, filters": "1,491 16",
+    "ResNet18: parameters (millions, times the baseline), filters and pixels": "11 7,500 512 64 128 256 56 28 14 20",
+    "ViT: patches, features, millions": "196 784 768 22",
+    "chance and certainty": "0.5 0.9 1.000",
+    "years of papers": "2015 2016 2017 2021",
+}
+FACTS = {number for numbers in FACTS.values() for number in numbers.split()}
+WITHOUT_SOLUTIONS = ("02_preprocessing", "07_try_to_break_it")
+
+
+def prose_of(path):
+    """The sentences of a notebook without code, links' targets, and the numerals of its lists and title."""
+    noise = r"```.*?```|`[^`]*`|\]\([^)]*\)|^\d+\. |^# \d+\."
+    return [re.sub(noise, "", cell.source, flags=re.S | re.M) for cell in cells_of(path, "markdown")]
+
+
+def numbers_of(text):
+    return set(re.findall(r"(?<![\w.,-])\d(?:[\d,.]*\d)(?!\w)", text))
+
+
+def printed_by(nb):
+    outputs = [output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs]
+    return set().union(*(numbers_of(text_of(output)) for output in outputs))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_number_in_the_prose_is_a_fact_of_networks_or_protocol(path):
+    for text in prose_of(path):
+        assert numbers_of(text) <= FACTS, text
+
+
+@pytest.fixture(scope="module")
+def other_images(tmp_path_factory):
+    """A second set of phantoms: other patients, fewer of them, another class the largest."""
+    folder, rows = tmp_path_factory.mktemp("other set"), ["file,label,patient_id,source"]
+    for label, patients in zip(xu.CLASSES, (16, 9, 12), strict=True):
+        (folder / label).mkdir()
+        for i in range(patients + 4):  # four have two images
+            pixels, _ = phantoms.draw_phantom(label, 700 + i % patients, (150 + 3 * i, 170), image=i // patients)
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+            rows.append(f"{label}/{i}.png,{label},{label}{i % patients},synthetic")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:2], ids=lambda path: path.stem)
+def test_with_other_images_no_number_in_the_prose_is_stale(path, other_images, monkeypatch):
+    monkeypatch.setenv("XRAY_DATA", str(other_images))
+    before = nbformat.read(path, as_version=4)
+    after = nbformat.read(path, as_version=4)
+    NotebookClient(
+        after, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    stale = printed_by(before) - printed_by(after)  # what was true of the sample alone
+    stale = {number for number in stale if len(number) > 2}  # shorter ones are there by chance
+    assert len(stale) > 5, "the two sets give the same page"
+    for text in prose_of(path):
+        assert not numbers_of(text) & stale, text
+    for output in (output for cell in after.cells for output in cell.get("outputs", [])):
+        if "image/png" in output.get("data", {}):  # twice the pixels of its size on the page
+            size = int.from_bytes(base64.b64decode(output.data["image/png"])[16:20], "big")
+            assert abs(size - 2 * output.metadata["image/png"]["width"]) < 2
+    assert sorted(xu.outputs_dir("figures").glob("*.svg")) or path != NOTEBOOKS[0]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_exercise_has_a_folded_solution(path):
+    if path.stem in WITHOUT_SOLUTIONS:
+        pytest.skip("its exercises have no solutions yet")
+    exercises = re.findall(r"^(\d+)\. ", cells_of(path, "markdown")[-1].source, re.M)
+    cells = nbformat.read(path, as_version=4).cells
+    tagged = [cell for cell in cells if "solution" in cell.metadata.get("tags", [])]
+    solved = re.findall(r"^# Solution (\d+): ", "\n".join(cell.source for cell in tagged), re.M)
+    assert exercises == solved != []
+    assert cells[-len(tagged) :] == tagged, "solutions stand last"
+    for cell in tagged:
+        assert cell.metadata.slideshow.slide_type == "skip"
+        assert cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_of_a_notebook_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)]+)\)", "\n".join(cell.source for cell in cells_of(path, "markdown")))
+    for link in links:
+        papers = r"https://(doi\.org/10\.\d+/\S+|arxiv\.org/abs/\d+\.\d+|www\.ncbi\.nlm\.nih\.gov/pmc/articles/PMC\d+/)"
+        assert re.fullmatch(papers, link) or (Path(path).parent / link).is_file(), link

@@ -1,0 +1,183 @@
+"""Drawings of networks, made from the networks themselves: modules, shapes and sums are read off."""
+
+import operator
+import re
+from itertools import groupby
+
+import torch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from torch import fx, nn
+
+from .data import check_whole
+from .models import count_parameters
+from .plotting import _figure
+
+BLUE, ORANGE, YELLOW, PALE = "#0072B2", "#C44E00", "#F0E442", "#DCEAF5"
+
+
+def _stages(model, images):
+    """The modules of a network in the order they finish: [(name, module, output shape, parameters)].
+
+    A module is opened when it has no forward of its own, holds most of the network, or adds parameters of its own to
+    what its children do; so no parameter is counted twice and none is left out. Repeated modules keep their own row.
+    """
+    shapes, opened = {}, {model}
+    for module in model.modules():
+        most = count_parameters(module) > 0.6 * count_parameters(model) and not isinstance(module, nn.Sequential)
+        own = any(True for _ in module.parameters(recurse=False)) and any(True for _ in module.children())
+        if most or own or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            opened.add(module)
+    shown = {}
+
+    def walk(module, name):
+        for child_name, child in module.named_children():
+            walk(child, child_name) if child in opened else shown.setdefault(child, child_name)
+        if any(True for _ in module.parameters(recurse=False)):
+            shown.setdefault(module, name)
+
+    walk(model, type(model).__name__)
+
+    def note(module, _, output):
+        tensor = output if isinstance(output, torch.Tensor) else output[0]
+        shapes[module] = tuple(tensor.shape[1:])
+
+    hooks = [module.register_forward_hook(note) for module in shown]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    total = lambda module: sum(p.numel() for p in module.parameters(recurse=module not in opened))  # noqa: E731
+    stages = [(shown[module], module, shape, total(module)) for module, shape in shapes.items()]
+    return [stage for stage in stages if not isinstance(stage[1], (nn.Dropout, nn.Identity))]  # they change nothing
+
+
+def _short(number):
+    """1491 -> "1.5 k", 11178051 -> "11.2 M"."""
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.1f}{name}"
+    return str(number)
+
+
+def plot_network(model, size=224):
+    """A network from left to right: the shape that leaves each part, and where its parameters are.
+
+    Parts are the modules that a picture [1, 3, size, size] really passes; equal ones in a row are drawn once. The
+    height of a box stands for the resolution (for a vector: 1; for patches: their number along a side), its width for
+    the channels. Raises ValueError for anything but a network.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: {model!r} is no network; pass a torch.nn.Module, such as baseline_cnn().")
+    check_whole("size", size, 1)
+    parts = [("image", 1, (3, size, size), 0)]
+    key = lambda stage: (type(stage[1]), stage[2], stage[3])  # noqa: E731
+    for (kind, shape, each), run in groupby(_stages(model, torch.zeros(1, 3, size, size)), key=key):
+        run = list(run)
+        named = len(run) == 1 and not run[0][0].isdigit()
+        parts.append((run[0][0] if named else kind.__name__, len(run), shape, each * len(run)))
+    total = sum(part[3] for part in parts)
+    with _figure(2, 1, 11.5, 4.6, height_ratios=[1.7, 1]) as (figure, axes):
+        boxes, bars = axes[:, 0]
+        for x, (name, times, shape, parameters) in enumerate(parts):
+            channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (shape[-1], 1)
+            if len(shape) == 2:  # tokens: rows of numbers
+                side = shape[0] ** 0.5
+            width, height = (
+                0.16 + 0.065 * min(11, channels).bit_length() + 0.04 * channels.bit_length(),
+                (side / size) ** 0.5,
+            )
+            for copy in range(min(times, 3) - 1, -1, -1):
+                shift = 0.05 * copy
+                boxes.add_patch(Rectangle((x - width / 2 + shift, -height / 2 + shift), width, height,
+                                          fc=PALE if x else "0.85", ec=BLUE if x else "0.4", lw=1.3))  # fmt: skip
+            words = " x ".join(map(str, shape)).replace(" x ", " x\n", len(shape) - 2 if len(shape) == 3 else 0)
+            boxes.text(x, -0.58, words, ha="center", va="top", fontsize=10.5)
+            name = re.sub(r"_|(?<=[A-Za-z]{3})(?=[A-Z][a-z])", "\n", name)  # in narrow lines
+            boxes.text(x, 0.62, f"{times} x\n{name}" if times > 1 else name, ha="center", va="bottom", fontsize=10.5)
+            bars.bar(x, parameters, 0.7, color=BLUE)
+            if parameters:
+                bars.text(x, parameters, _short(parameters), ha="center", va="bottom", fontsize=10)
+        boxes.set(xlim=(-0.6, len(parts) - 0.4), ylim=(-0.85, 1.05))
+        boxes.axis("off")
+        most, times, _, largest = max(parts, key=lambda part: part[3])
+        most = f"{times} x {most}" if times > 1 else f"one part, {most}"
+        bars.set(xlim=boxes.get_xlim(), xticks=[], ylabel="parameters", yticks=[])
+        bars.margins(y=0.25)
+        bars.set_title(f"{largest / max(total, 1):.0%} of the {total:,} parameters are in {most}")
+        return figure
+
+
+def _text(node, modules):
+    """What one step of a block is called, with the numbers of its module."""
+    module = modules.get(node.target) if node.op == "call_module" else None
+    if isinstance(module, nn.Conv2d):
+        size, stride = "x".join(map(str, module.kernel_size)), module.stride[0]
+        text = f"conv {size}\n{module.in_channels} to {module.out_channels}"
+        return text + (f"\nstride {stride}" if stride > 1 else "")
+    if isinstance(module, nn.BatchNorm2d):
+        return "batch\nnorm"
+    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+    return {"relu": "ReLU", "relu_": "ReLU"}.get(name, name)
+
+
+def _paths(block):
+    """The steps of a block: to the sum along the way of the changes, along the skip, and after the sum."""
+    try:
+        graph = fx.symbolic_trace(block).graph
+    except Exception as error:  # whatever a network does that cannot be followed
+        raise ValueError(f"block: its steps cannot be followed ({str(error).splitlines()[0][:100]}).") from error
+    steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    sums = [node for node in steps if node.target in (operator.add, operator.iadd, torch.add)]
+    if len(sums) != 1 or len(sums[0].all_input_nodes) != 2:
+        raise ValueError(
+            f"block: it holds {len(sums)} sums of two paths, not one; pass a block such as model.layer1[0]."
+        )
+
+    def way(node):
+        return [] if node.op == "placeholder" else way(node.all_input_nodes[0]) + [node]
+
+    skip, change = sorted(map(way, sums[0].all_input_nodes), key=len)
+    return change, skip, steps[steps.index(sums[0]) + 1 :]
+
+
+def plot_residual_block(block):
+    """A residual block (He et al. 2016), followed step by step: its changes, the skip, and the sum of both.
+
+    Raises ValueError for a module whose steps cannot be followed, or that does not add two paths.
+    """
+    if not isinstance(block, nn.Module):
+        raise ValueError(f"block: {block!r} is no network; pass a block such as resnet18().layer1[0].")
+    modules = dict(block.named_modules())
+    change, skip, after = ([_text(node, modules) for node in path] for path in _paths(block))
+    with _figure(width=11, height=3) as (figure, axes):
+        axis, end = axes[0, 0], len(change) + len(after) + 1.75
+        axis.set(xlim=(-0.3, end + 0.3), ylim=(-0.55, 2.05))
+        axis.axis("off")
+
+        def arrow(start, stop, colour="0.3"):
+            style = dict(arrowstyle="-|>", mutation_scale=14, color=colour, shrinkA=0, shrinkB=0, lw=1.6)
+            axis.add_patch(FancyArrowPatch(start, stop, **style))
+
+        def box(x, y, text, colour, half=0.36):
+            axis.add_patch(FancyBboxPatch((x - half, y - 0.36), 2 * half, 0.72, "round,pad=0.04", fc=colour, ec="0.3"))
+            axis.text(x, y, text, ha="center", va="center", fontsize=11)
+
+        plus = len(change) + 1
+        for x, text in enumerate([*change, "+", *after], start=1):
+            box(x, 0, text, YELLOW if text == "+" else PALE, 0.12 if text == "+" else 0.36)
+            before = 0.4 if x != plus + 1 else 0.16
+            arrow((x - 1 + (before if x > 1 else 0.05), 0), (x - (0.16 if text == "+" else 0.4), 0))
+        arrow((plus + len(after) + (0.4 if after else 0.16), 0), (end, 0))
+        axis.plot([0.3, 0.3, plus], [0, 1.4, 1.4], color=ORANGE, lw=2.5, zorder=0)
+        arrow((plus, 1.4), (plus, 0.42), ORANGE)
+        for x, text in enumerate(skip, start=1):
+            box(plus / 2 + (x - (len(skip) + 1) / 2) * 1.1, 1.4, text, "#FBE3D2")
+        name = "skip: x as it is" if not skip else "skip: x, brought to the new shape"
+        axis.text(plus / 2, 1.86 if skip else 1.5, name, color=ORANGE, ha="center", va="bottom", fontsize=12)
+        axis.text(0, 0, "x ", ha="right", va="center", fontsize=15, fontweight="bold")
+        axis.text(end, 0, " y", ha="left", va="center", fontsize=15, fontweight="bold")
+        return figure
