@@ -15,6 +15,7 @@ from .data import prepare as prepare
 from .data import read_image as read_image
 from .data import resize as resize
 from .data import split_images as split_images
+from .data import use_images as use_images
 from .evaluation import NOTEBOOKS as NOTEBOOKS
 from .evaluation import apply_temperature as apply_temperature
 from .evaluation import beside_original as beside_original
@@ -65,6 +66,7 @@ from .plotting import plot_roc as plot_roc
 from .plotting import plot_sizes as plot_sizes
 from .plotting import plot_split as plot_split
 from .training import check_environment as check_environment
+from .training import estimate_time as estimate_time
 from .training import fit as fit
 from .training import load_run as load_run
 from .training import predict as predict
