@@ -47,6 +47,7 @@ from .models import baseline_cnn as baseline_cnn
 from .models import count_parameters as count_parameters
 from .models import resnet18 as resnet18
 from .models import vit as vit
+from .plotting import plot_answer as plot_answer
 from .plotting import plot_class_balance as plot_class_balance
 from .plotting import plot_colour as plot_colour
 from .plotting import plot_comparison as plot_comparison
@@ -70,3 +71,6 @@ from .training import estimate_time as estimate_time
 from .training import fit as fit
 from .training import load_run as load_run
 from .training import predict as predict
+from .use import classify as classify
+from .use import export_model as export_model
+from .use import image_form as image_form

@@ -451,7 +451,7 @@ def _to_be_filled(folder, source):
 
 
 def use_images(source=None):
-    """Choose the images that all notebooks use from now on, say which these are, and return their folder.
+    """Choose the images that all notebooks use from now on, and say which these are.
 
     source: a name in `SOURCES`, fetched into `data/xray`; a .zip file, unpacked there; the folder of your images,
     which stay where they are; "upload" (on Colab: asks for a .zip file); "sample"; or None, to change nothing. The
@@ -473,7 +473,6 @@ def use_images(source=None):
     is_bundled = folder == here / "data" / "sample"
     shown = folder.relative_to(here).as_posix() if here in folder.parents else folder
     print(f"The notebooks use {shown}" + (": SYNTHETIC images (the bundled sample)." if is_bundled else "."))
-    return folder
 
 
 def _images_of(source):
