@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from .data import CLASSES, outputs_dir, progress, whole_file
+from .data import CLASSES, check_data, outputs_dir, progress, whole_file
 from .environment import report_requirements
 from .models import build, count_parameters, load_weights, logits_of
 
@@ -124,6 +124,7 @@ def estimate_time(model, data, epochs, batch_size=32, precision="auto"):
     sample and on a GPU nothing is said and None returned: there is no need. `model`, and the random numbers that come
     after, stay as they are. Raises ValueError for what `fit` would not take.
     """
+    check_data(data)
     _check_arguments(model, data, "estimate", epochs, 1, batch_size, 0, "adam", 0, "constant", 0, None)
     precision, device = choose_precision(precision), Accelerator().device
     if data.is_sample or device.type != "cpu":
