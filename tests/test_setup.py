@@ -1,7 +1,7 @@
 """The first cells of a notebook, wherever it is opened: what they fetch, install, and say; images chosen once for all.
 
 `XRAY_SLOW=1 pytest tests/test_setup.py -k colab` also makes a virtual environment like Colab's and opens a notebook
-alone in an empty folder (a minute or two; needs the package index).
+alone in an empty folder (six minutes on a busy machine; needs the package index).
 """
 
 import json
@@ -217,7 +217,7 @@ def test_every_requirement_is_ok_or_has_what_to_do(capsys, monkeypatch):
         if name in lacking:
             assert re.search(rf'  {name}: {lacking[name]}. Run: .* -m pip install "{name}[<>=]', report)
         else:
-            assert f"{name} {real(name)}" in report, f"{line} is not in the report"
+            assert f"{name}=={real(name)}" in report, f"{line} is not in the report"
 
 
 def test_the_device_is_said_in_good_grammar(capsys, monkeypatch):

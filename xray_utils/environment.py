@@ -50,7 +50,9 @@ def report_requirements():
     lines = [f"Python {number}: " + ("OK" if sys.version_info >= (3, 10) else "too old. Install 3.10 or newer.")]
     for purpose, needed in requirements().items():
         good = {r.name: installed(r)[0] for r in needed if installed(r)[1]}
-        lines.append(f"For {purpose}: OK: {', '.join(f'{name} {version}' for name, version in good.items()) or 'none'}")
+        lines.append(
+            f"For {purpose}: OK: {', '.join(f'{name}=={version}' for name, version in good.items()) or 'none'}"
+        )
         for lacking in (r for r in needed if r.name not in good):
             state = f"{installed(lacking)[0]} will not do" if installed(lacking)[0] else "missing"
             lines.append(f'  {lacking.name}: {state}. Run: {sys.executable} -m pip install "{lacking}"')

@@ -105,14 +105,18 @@ def _rgb_of(image):
 # ---------------------------------------------------------------- a form
 
 
+def _has_reader():
+    """Whether somebody could answer a question: nbconvert, papermill and nbval run cells without."""
+    return getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False)
+
+
 def image_form(run, files=(), look=None):
     """Show a form to pick one of `files` (paths) or to upload an X-ray, and below it what `classify` says.
 
     Without a reader who could use it (nbconvert, papermill, tests), or without ipywidgets, it says so and shows none.
     """
     run = _run_of(run)
-    kernel = getattr(get_ipython(), "kernel", None)
-    if not getattr(kernel, "_allow_stdin", False):  # nobody is asked anything: the page is being made
+    if not _has_reader():
         return print("The form is shown where this notebook is open. Without it: xu.classify('my_xray.png', run).")
     try:
         import ipywidgets as widgets
