@@ -21,6 +21,7 @@ import xray_utils as xu
 from xray_utils import phantoms
 from xray_utils.data import PreparedData, Split
 from xray_utils.evaluation import ORIGINAL, Result
+from xray_utils.lungs import LungFields
 from xray_utils.training import Run
 
 matplotlib.use("Agg")
@@ -148,6 +149,18 @@ def draw(function, *arguments, **options):
     return lambda t, **more: function(*(getattr(t, name) for name in arguments), **options, **more)
 
 
+def looking(function):
+    yield "model", "'vit'", "run.model", lambda t: function("vit", t.data.test)
+    yield "split", "DataFrame", "data.test", lambda t: function(xu.baseline_cnn(), t.split)
+
+
+def maps_of(split):
+    """The arguments of `plot_maps` for `split`."""
+    table = make_predictions(len(split)).assign(file=split.rows.file)
+    return split, {"a": np.ones((len(split), 4, 4))}, {"a": table}
+
+
+MASKS, ONE = np.ones((1, 4, 4), bool), {"a": PREDICTIONS}
 SEED = [("seed", 0)]
 LOST = pd.DataFrame({"file": ["a.png"], "label": ["covid"], "group": ["a"], "split": ["train"], "mirrored": [False]})
 
@@ -386,6 +399,55 @@ WRONG = {
         ("images", "'problem'", "audit_images", lambda t: xu.load_external(t.folder, t.images.drop(columns="problem"))),
         ("folder", "no image that training does not know", "", lambda t: xu.load_external(t.folder, t.images)),
         *whole("size", 1, lambda t, **options: xu.load_external(t.folder, t.images, **options)),
+    ],
+    # where a network looks
+    "grad_cam": [
+        *looking(xu.grad_cam),
+        ("target", "'flu'", CLASSES, lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, "flu")),
+        ("target", "['covid']", "one for each", lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, ["covid"])),
+        ("layer", "None", "convolution", lambda t: xu.grad_cam(torch.nn.Linear(3, 3), t.data.test)),
+        ("layer", "'9'", "[B, C, h, w]", lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, layer="9")),
+        *whole("batch_size", 1, lambda t, **options: xu.grad_cam(xu.baseline_cnn(), t.data.test, **options)),
+    ],
+    "attention_rollout": [
+        *looking(xu.attention_rollout),
+        ("model", "Sequential", "use grad_cam", lambda t: xu.attention_rollout(xu.baseline_cnn(), t.data.test)),
+    ],
+    "where_it_looks": [
+        *looking(xu.where_it_looks),
+        ("target", "'covid'", "ViT", lambda t: xu.where_it_looks(xu.vit(weights=None), t.data.test, "covid")),
+    ],
+    "sanity_check": [
+        *looking(xu.sanity_check),
+        ("model", "Linear", "network of the course", lambda t: xu.sanity_check(torch.nn.Linear(3, 3), t.data.test)),
+        *whole("seed", 0, lambda t, **options: xu.sanity_check(xu.baseline_cnn(), t.data.test, **options)),
+    ],
+    "lung_fields": [
+        ("pixels", "list", "uint8 [B, H, W, 3]", lambda t: xu.lung_fields([[0]])),
+        ("pixels", "float64 (1, 8, 8, 3)", "uint8 [B, H, W, 3]", lambda t: xu.lung_fields(np.ones((1, 8, 8, 3)))),
+        ("pixels", "uint8 (8, 8, 3)", "[B, H, W, 3]", lambda t: xu.lung_fields(np.ones((8, 8, 3), np.uint8))),
+        ("pixels", "(0, 8, 8, 3)", "at least one", lambda t: xu.lung_fields(np.ones((0, 8, 8, 3), np.uint8))),
+    ],
+    "share_in_lungs": [
+        ("maps", "(4, 4)", "[B, H, W]", lambda t: xu.share_in_lungs(MASKS[0], MASKS)),
+        ("maps", "(1, 4, 4)", "from 0 on", lambda t: xu.share_in_lungs(MASKS - 0.5 - MASKS, MASKS)),
+        ("maps", "(1, 4, 4)", "from 0 on", lambda t: xu.share_in_lungs(MASKS * np.nan, MASKS)),
+        ("masks", "float64", "bool (1, 4, 4)", lambda t: xu.share_in_lungs(MASKS * 1.0, MASKS * 1.0)),
+        ("masks", "(1, 4, 2)", "bool (1, 4, 4)", lambda t: xu.share_in_lungs(MASKS * 1.0, MASKS[..., :2])),
+    ],
+    "mean_with_groups": [
+        ("groups", "1 of them", "one an image", lambda t: xu.mean_with_groups(HISTORY, ["a"])),
+        ("table", "no row", "nothing to average", lambda t: xu.mean_with_groups(HISTORY * np.nan, ["a", "b"])),
+        *whole("resamples", 1, lambda t, **options: xu.mean_with_groups(HISTORY, ["a", "b"], **options)),
+        *whole("seed", 0, lambda t, **options: xu.mean_with_groups(HISTORY, ["a", "b"], **options)),
+    ],
+    "plot_maps": [
+        ("maps", "this list", "where_it_looks", lambda t: xu.plot_maps(t.data.test, [], {})),
+        ("predictions", "this dict", "predict", lambda t: xu.plot_maps(t.data.test, {"a": MASKS}, {})),
+        ("predictions['a']", "same images", "one split", lambda t: xu.plot_maps(t.data.test, {"a": MASKS}, ONE)),
+        ("which", "'best'", "'wrong', 'correct'", lambda t: xu.plot_maps(t.data.test, {"a": MASKS}, ONE, which="best")),
+        *whole("count", 1, lambda t, **options: xu.plot_maps(t.data.test, {"a": MASKS}, ONE, **options)),
+        ("lungs", "1 masks", "of all of them", lambda t: xu.plot_maps(*maps_of(t.data.test), LungFields(MASKS, 1, 1))),
     ],
     "plot_experiments": [("table", "'innocent'", "judge", lambda t: xu.plot_experiments(HISTORY))],
     "plot_home_and_away": [

@@ -73,6 +73,14 @@ def texts_of(figure):
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
 
 
+def maps_of(split):
+    """Two networks on `split`: one wrong here and there, one never wrong, and maps with a bright corner."""
+    table = make_predictions(len(split)).assign(file=split.rows.file, label=split.rows.label)
+    maps = np.zeros((len(split), *split.pixels.shape[1:3]))
+    maps[:, :9, :9] = 1
+    return split, {"one": maps, "two": maps}, {"one": table, "two": table.assign(predicted=table.label)}
+
+
 FIGURES = {
     "plot_examples": lambda f: [f("images")],
     "plot_class_balance": lambda f: [f("images")],
@@ -88,6 +96,7 @@ FIGURES = {
     "plot_history": lambda f: [f("history")],
     "plot_confusion_matrix": lambda f: [make_predictions()],
     "plot_comparison": lambda f: [f("table")],
+    "plot_maps": lambda f: [*maps_of(f("data").test), xu.lung_fields(f("data").test.take(range(len(f("data").test))))],
     "plot_experiments": lambda f: [
         xu.judge({"metadata only": make_predictions(), "16 x 16 pixels": make_predictions()})
     ],
@@ -115,6 +124,21 @@ def test_a_figure_is_drawn_without_warning_and_closed(name, request, tmp_path):
     figure.savefig(tmp_path / "figure.png")
     pixels = plt.imread(tmp_path / "figure.png")
     assert pixels.std() > 0.01
+
+
+def test_galleries_show_the_surest_answers_of_their_kind(data):
+    split, maps, predictions = maps_of(data.test)
+    table = predictions["one"]
+    sure = table[[f"p_{name}" for name in xu.CLASSES]].max(axis=1)
+    wrong = table.assign(sure=sure)[table.label.ne(table.predicted)].sort_values("sure", ascending=False, kind="stable")
+    figure = draw(xu.plot_maps, split, maps, predictions, count=3)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:3] == [f"{r.label}, called\n{r.predicted} {r.sure:.2f}" for r in wrong[:3].itertuples()]
+    assert titles[3:] == [""] * 3 and "no wrong answer" in texts_of(figure)
+    assert (figure.axes[0].images[0].get_array() == split.take([wrong.index[0]])[0]).all()
+    assert "synthetic sample: drawings, no patients" in texts_of(figure)
+    correct = draw(xu.plot_maps, split, maps, predictions, which="correct", count=3)
+    assert {axis.get_title().split()[0] for axis in correct.axes[3:]} == set(xu.CLASSES)
 
 
 def test_an_error_leaves_no_figure_open(images):

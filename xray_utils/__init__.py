@@ -42,6 +42,13 @@ from .explain import load_external as load_external
 from .explain import plant_marker as plant_marker
 from .explain import try_to_break as try_to_break
 from .explain import verdict as verdict
+from .lungs import lung_fields as lung_fields
+from .maps import attention_rollout as attention_rollout
+from .maps import grad_cam as grad_cam
+from .maps import mean_with_groups as mean_with_groups
+from .maps import sanity_check as sanity_check
+from .maps import share_in_lungs as share_in_lungs
+from .maps import where_it_looks as where_it_looks
 from .models import VIT_NAME as VIT_NAME
 from .models import baseline_cnn as baseline_cnn
 from .models import count_parameters as count_parameters
@@ -57,6 +64,7 @@ from .plotting import plot_experiments as plot_experiments
 from .plotting import plot_history as plot_history
 from .plotting import plot_home_and_away as plot_home_and_away
 from .plotting import plot_images_per_patient as plot_images_per_patient
+from .plotting import plot_maps as plot_maps
 from .plotting import plot_mean_images as plot_mean_images
 from .plotting import plot_mirroring as plot_mirroring
 from .plotting import plot_patches as plot_patches

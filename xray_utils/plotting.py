@@ -390,6 +390,53 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
         return figure
 
 
+def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
+    """Where each network looks, a row a network: its surest wrong answers, or the surest correct ones of each class.
+
+    maps, predictions: `{"name": maps [B, H, W]}` of `where_it_looks` and `{"name": table}` of `predict`, of the images
+    of `split` in their order; each map is drawn from its lowest to its highest point. lungs: what `lung_fields`
+    returned for them, drawn as an outline, dotted where it is not to be trusted. Raises ValueError where these do not
+    belong together.
+    """
+    check_dict("maps", maps, "{'name': the maps of where_it_looks}")
+    check_dict("predictions", predictions, "{'name': the table made by predict}")
+    if which not in ("wrong", "correct"):
+        raise ValueError(f"which: {which!r} is unknown. Allowed: 'wrong', 'correct'.")
+    check_whole("count", count, 1)
+    for name, table in predictions.items():
+        check_predictions(table, f"predictions[{name!r}]", PROBABILITIES)
+        if name not in maps or len(maps[name]) != len(table) or table.file.tolist() != split.rows.file.tolist():
+            raise ValueError(
+                f"predictions[{name!r}]: not of the same images as maps and split; make all from one split."
+            )
+    if lungs is not None and len(lungs.masks) != len(split):
+        raise ValueError(f"lungs: {len(lungs.masks)} masks for {len(split)} images; pass lung_fields of all of them.")
+    with _figure(len(predictions), count, 1.9 * count, 2.25 * len(predictions)) as (figure, axes):
+        for row, (name, table) in zip(axes, predictions.items(), strict=True):
+            for axis in row:
+                axis.axis("off")
+            table = table.reset_index(drop=True).assign(sure=table[PROBABILITIES].max(axis=1).to_numpy())
+            table = table[table.label.eq(table.predicted) == (which == "correct")]
+            table = table.sort_values("sure", ascending=False, kind="stable")
+            if which == "correct":  # each class in turn
+                table = table.iloc[table.groupby("label").cumcount().argsort(kind="stable")]
+            row[0].text(-0.06, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
+                        fontsize=9, fontweight="bold")  # fmt: skip
+            if table.empty:
+                row[0].text(0.5, 0.5, f"no {which} answer", transform=row[0].transAxes, ha="center", fontsize=9)
+            for axis, (index, one) in zip(row, table.iterrows(), strict=False):
+                said = f"{one.predicted} {one.sure:.2f}"
+                title = said if which == "correct" else f"{one.label}, called\n{said}"
+                _show(axis, split.take([index])[0], title)
+                axis.imshow(maps[name][index], cmap="inferno", alpha=0.45)
+                if lungs is not None and lungs.masks[index].any():
+                    style = "solid" if lungs.trusted[index] else "dotted"
+                    axis.contour(lungs.masks[index], [0.5], colors="#56B4E9", linewidths=1, linestyles=style)
+        synthetic = "source" in split.rows and split.rows.source.astype(str).str.startswith("synthetic").all()
+        _call_synthetic(figure, synthetic)
+        return figure
+
+
 def plot_comparison(table):
     """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds).
 

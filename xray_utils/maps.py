@@ -1,0 +1,200 @@
+"""Where does a network look? Grad-CAM, attention rollout, how much of a map lies in the lungs, and a sanity check."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+from torch import nn
+from torch.nn import functional as F
+
+from .data import CLASSES, Split, check_whole
+from .evaluation import _draws, _interval
+from .models import build, logits_of
+from .training import batches, predict, to_input
+
+LAST_CONV = {"baseline_cnn": "7", "resnet18": "layer4"}  # the stage before the pooling: 56 x 56, 7 x 7 of 224 x 224
+
+
+def _check(model, split, batch_size):
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: {model!r} is no network; pass run.model, say.")
+    if not isinstance(split, Split) or len(split) == 0:
+        raise ValueError(f"split: a {type(split).__name__} is no side with images of a prepared set; pass data.test.")
+    check_whole("batch_size", batch_size, 1)
+
+
+def _indices(target, split):
+    """`target` as class indices, one an image; None stays: each image's predicted class."""
+    if target is None or (isinstance(target, str) and target in CLASSES):
+        return None if target is None else np.full(len(split), CLASSES.index(target))
+    wanted = [target] if isinstance(target, str) else list(target) if np.iterable(target) else [target]
+    if len(wanted) != len(split) or not set(wanted) <= set(CLASSES):
+        raise ValueError(
+            f"target: {target!r} must be None (the predicted class), one of {', '.join(CLASSES)}, or a list of them, "
+            f"one for each of the {len(split)} images."
+        )
+    return np.array([CLASSES.index(name) for name in wanted])
+
+
+def _to_image(maps, size):
+    """Coarse maps [B, h, w] to numpy [B, H, W], the highest point of each 1; a map without any stays 0."""
+    maps = F.interpolate(maps[:, None].float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
+
+
+def grad_cam(model, split, target=None, layer=None, batch_size=32):
+    """What speaks for a class in the last convolutions of a CNN, float32 [B, H, W] in 0..1 (Selvaraju et al. 2017).
+
+    target: None for the class that is predicted, the name of one, or a list with one an image (arXiv:1610.02391).
+    layer: the module whose output [B, C, h, w] is weighed, by name; None for the last stage of the course's CNNs.
+    A map is all 0 where nothing speaks for the class. The model is left as it was. Raises ValueError for a network
+    whose last stage is not known, or that is no CNN there.
+    """
+    _check(model, split, batch_size)
+    target = _indices(target, split)
+    layer = layer or LAST_CONV.get(getattr(model, "spec", {}).get("network"))
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution stage.")
+    kept, device, was_training = [], next(model.parameters()).device, model.training
+    handle = modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    maps = []
+    try:
+        model.eval()
+        for indices in batches(split, batch_size):
+            with torch.enable_grad():  # from the input on: the weights may be frozen
+                logits = logits_of(model, to_input(split.take(indices), model, device).requires_grad_())
+            stage = kept.pop()
+            if stage.ndim != 4:
+                raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no maps [B, C, h, w].")
+            classes = logits.argmax(1) if target is None else torch.from_numpy(target[indices]).to(device)
+            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
+            weighed = (gradient.mean((2, 3), keepdim=True) * stage).sum(1).relu().detach()
+            maps.append(_to_image(weighed, split.pixels.shape[1:3]))
+    finally:
+        handle.remove()
+        model.train(was_training)
+    return np.concatenate(maps)
+
+
+@torch.no_grad()
+def attention_rollout(model, split, batch_size=16):
+    """What reaches the class token of a ViT through all layers, float32 [B, H, W] in 0..1 (Abnar & Zuidema 2020).
+
+    Attention of the heads averaged, half of it the skip connection, multiplied layer by layer (arXiv:2005.00928). It
+    is the same for every class. The model is left as it was. Raises ValueError for anything but a Hugging Face ViT.
+    """
+    _check(model, split, batch_size)
+    config = getattr(model, "config", None)
+    if getattr(config, "model_type", None) != "vit":
+        raise ValueError(f"model: a {type(model).__name__} is no Hugging Face ViT; use grad_cam for a CNN.")
+    device, was_training, before = next(model.parameters()).device, model.training, config._attn_implementation
+    maps = []
+    try:
+        model.eval()
+        config._attn_implementation = "eager"  # the only one that shows its attention
+        for indices in batches(split, batch_size):
+            images = to_input(split.take(indices), model, device)
+            rollout = None
+            for layer in model(pixel_values=images, output_attentions=True).attentions:  # each [B, heads, T, T]
+                step = (layer.float().mean(1) + torch.eye(layer.shape[-1], device=device)) / 2
+                rollout = step if rollout is None else step @ rollout
+            side = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
+            maps.append(_to_image(rollout[:, 0, 1:].unflatten(1, side), split.pixels.shape[1:3]))
+    finally:
+        config._attn_implementation = before
+        model.train(was_training)
+    return np.concatenate(maps)
+
+
+def where_it_looks(model, split, target=None):
+    """The map of each image, float32 [B, H, W] in 0..1: `grad_cam` of a CNN, `attention_rollout` of a ViT.
+
+    target: see `grad_cam`. Raises ValueError for a target with a ViT, whose rollout knows no class.
+    """
+    if getattr(getattr(model, "config", None), "model_type", None) != "vit":
+        return grad_cam(model, split, target)
+    if target is not None:
+        raise ValueError(f"target: {target!r} has no meaning for a ViT: its rollout is the same for every class.")
+    return attention_rollout(model, split)
+
+
+# ---------------------------------------------------------------- in the lungs?
+
+
+def share_in_lungs(maps, masks):
+    """How much of each map [B, H, W] lies inside the mask, and what a uniform map would have there: a row an image.
+
+    Columns `share` (of the map's mass; not a number where the map is all 0), `area` (of the picture) and their
+    `difference`. Raises ValueError where maps and masks do not fit together.
+    """
+    maps, masks = np.asarray(maps), np.asarray(masks)
+    if maps.ndim != 3 or maps.shape[0] == 0 or not np.isfinite(maps).all() or maps.min() < 0:
+        raise ValueError(f"maps: {maps.dtype} {maps.shape} must be [B, H, W] of numbers from 0 on; see where_it_looks.")
+    if masks.dtype != bool or masks.shape != maps.shape:
+        raise ValueError(
+            f"masks: {masks.dtype} {masks.shape} must be bool {maps.shape}, like the maps; see lung_fields."
+        )
+    mass = maps.sum(axis=(1, 2), dtype=float)
+    with np.errstate(invalid="ignore"):
+        share = (maps * masks).sum(axis=(1, 2), dtype=float) / mass
+    table = pd.DataFrame({"share": share, "area": masks.mean(axis=(1, 2))})
+    return table.assign(difference=table.share - table.area)
+
+
+def mean_with_groups(table, groups, resamples=2000, seed=0):
+    """The mean of each column with its 95 % interval over groups, as a dict for `with_interval`; see `compute_metrics`.
+
+    groups: one an image, as `data.test.rows.group`. Rows with a number missing are left out; `images` says how many
+    are left. Raises ValueError when none is.
+    """
+    if not isinstance(table, pd.DataFrame) or len(table) != len(groups):
+        raise ValueError(f"groups: {len(groups)} of them for a table of {len(table)} rows; give one an image.")
+    check_whole("resamples", resamples, 1)
+    check_whole("seed", seed)
+    good = table.notna().all(axis=1).to_numpy()
+    if not good.any():
+        raise ValueError("table: no row of it is complete; there is nothing to average.")
+    values, group = table.to_numpy(float)[good], pd.Series(np.asarray(groups)[good]).factorize()[0]
+    drawn = [w[:, group] @ values / w[:, group].sum(axis=1)[:, None] for w in _draws(group.max() + 1, resamples, seed)]
+    result = {"images": int(good.sum()), "groups": int(group.max() + 1)}
+    for i, column in enumerate(table):
+        result[column] = float(values[:, i].mean())
+        result[f"{column}_interval"] = _interval(np.concatenate(drawn)[:, i])
+    return result
+
+
+# ---------------------------------------------------------------- does the map depend on what was learned?
+
+
+def randomised(model, seed=0):
+    """The same network with new random weights, another draw than the one that training began with."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # far from the seeds that networks begin with
+        other = build(model.spec, model.input_mean, model.input_std)  # draws a ViT anew, but a CNN always the same
+        for module in () if model.spec["network"] == "vit" else other.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return other.to(device).eval()
+
+
+def sanity_check(model, split, seed=0):
+    """Rank correlation of each map with that of the same network with random weights, [B] (Adebayo et al. 2018).
+
+    A map that stays alike shows the picture or the architecture, and nothing that was learned (arXiv:1810.03292): near
+    0 is good, near 1 disqualifies the map. The class asked for is the one that the trained network predicts. Not a
+    number where one of the two maps is the same everywhere. Raises ValueError for a network that is none of the course.
+    """
+    _check(model, split, 1)
+    check_whole("seed", seed)
+    if not hasattr(model, "spec"):
+        raise ValueError(f"model: a {type(model).__name__} is no network of the course; it cannot be built again.")
+    target = None if model.spec["network"] == "vit" else predict(model, split).predicted.to_list()
+    ranks = []
+    for one in (model, randomised(model, seed)):
+        maps = where_it_looks(one, split, target)
+        ranks.append(rankdata(maps.reshape(len(maps), -1), axis=1))
+        ranks[-1] -= ranks[-1].mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return (ranks[0] * ranks[1]).sum(axis=1) / np.sqrt((ranks[0] ** 2).sum(axis=1) * (ranks[1] ** 2).sum(axis=1))
