@@ -77,10 +77,10 @@ def test_an_image_gets_the_probabilities_of_its_prepared_self(run, prepared, cap
         path = prepared.folder / file
         with Image.open(path) as opened:
             for image in (path, str(path), path.read_bytes(), opened):
-                answer = xu.classify(image, run)
+                answer = xu.classify(image, run, look=None)
                 np.testing.assert_allclose(answer.probabilities, wanted.loc[file], atol=1e-6, err_msg=file)
     split = prepared.data.test
-    alone = xu.classify(prepared.folder / split.rows.file[0], run)
+    alone = xu.classify(prepared.folder / split.rows.file[0], run, look=None)
     np.testing.assert_array_equal(alone.pixels, split.take([0])[0])
     said = capsys.readouterr().out
     assert said.count("No diagnosis: a course network, not for clinical use.") == 21
@@ -103,6 +103,12 @@ def test_the_map_is_that_of_the_network_and_the_image(run, prepared):
     assert len(shown.axes) == 3 and len(shown.axes[1].images) == 2
     texts = [text.get_text() for text in shown.findobj(matplotlib.text.Text)]
     assert answer.warning in texts and f"{answer.probabilities['covid']:.3f}" in texts
+
+
+def test_unless_told_otherwise_the_map_is_that_of_where_it_looks(run, prepared):
+    split = prepared.data.test
+    answer = xu.classify(prepared.folder / split.rows.file[0], run)
+    np.testing.assert_allclose(answer.where, xu.where_it_looks(run.model, split)[0], atol=1e-4)
 
 
 def test_a_drawing_is_called_one(run):

@@ -28,6 +28,7 @@ from .data import (
     resize,
 )
 from .evaluation import PROBABILITIES, metrics_table
+from .maps import where_it_looks
 from .plotting import plot_answer
 from .training import Run, load_run, predict
 
@@ -56,11 +57,11 @@ class Answer:
         return f"{self.run}: {', '.join(f'{name} {p:.3f}' for name, p in order.items())}\n{self.warning}"
 
 
-def classify(image, run, look=None):
+def classify(image, run, look=where_it_looks):
     """What the network of `run` says of one X-ray, an `Answer`; it is printed with the warning that it is no diagnosis.
 
     image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
-    folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W].
+    folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
     Raises ValueError for anything else and an image of over 40 megapixels, FileNotFoundError for a path or a run that
     is not there, OSError for a file that is no image.
     """
@@ -110,7 +111,7 @@ def _has_reader():
     return getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False)
 
 
-def image_form(run, files=(), look=None):
+def image_form(run, files=(), look=where_it_looks):
     """Show a form to pick one of `files` (paths) or to upload an X-ray, and below it what `classify` says.
 
     Without a reader who could use it (nbconvert, papermill, tests), or without ipywidgets, it says so and shows none.
