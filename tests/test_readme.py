@@ -92,6 +92,8 @@ def read(command, folder=None):
     assert tools
     for tool in tools - {"pip", "python"}:
         assert shutil.which(tool, path=str(BIN)), f"{tool} is not installed"
+    for module in re.findall(r"-m (xray_utils\.\w+)", command):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{module} is not there"
     files = [word for word in words if re.match(r"(notebooks|results|data|tests)\b", word) and "$" not in word]
     for file in files:
         assert list(ROOT.glob(file)), f"{file} is not there"
@@ -126,7 +128,8 @@ TRIED = {
     r"^\.venv/bin/jupyter lab notebooks$": read,
     r"--to slides": read,
     r"papermill": read,
-    r"-m xray_utils\.phantoms$": read,
+    r"-m xray_utils\.\w+$": read,
+    r"python results/\w+\.py": read,
 }
 
 

@@ -141,12 +141,20 @@ def form(run, prepared, monkeypatch):
     monkeypatch.setattr(use, "display", shown.append)
     import ipywidgets
 
-    class Output(contextlib.nullcontext):
+    class Output(contextlib.nullcontext):  # what is printed or displayed outside of it goes to the log of a server
         clear_output = staticmethod(lambda wait: shown.clear())
+        open = False
+
+        def __enter__(self):
+            Output.open = True
+
+        def __exit__(self, *error):
+            Output.open = False
 
     monkeypatch.setattr(ipywidgets, "Output", Output)
     monkeypatch.setattr(ipywidgets, "VBox", lambda children: children)
     xu.image_form(run, [prepared.folder / "virus" / "2.png"])
+    monkeypatch.setattr(use, "display", lambda figure: shown.append(figure) if Output.open else None)
     return SimpleNamespace(row=shown.pop()[0], shown=shown)
 
 
