@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -21,6 +22,7 @@ from xray_utils import phantoms
 from xray_utils.data import PreparedData, Split
 from xray_utils.evaluation import ORIGINAL, Result
 from xray_utils.lungs import LungFields
+from xray_utils.training import Run
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -67,6 +69,11 @@ def run_of(things, folder):
     """A run that was fitted on `things.data`, as far as `save_results` looks at it."""
     folder.mkdir()
     return SimpleNamespace(folder=folder, config={"data": {"test": things.data.test.fingerprint()}})
+
+
+def run(network="baseline_cnn"):
+    config = {"network": {"network": network}, "data": {"size": 32}}
+    return Run("run", Path("run"), xu.baseline_cnn(), HISTORY, config)
 
 
 def predictions_of(split):
@@ -165,6 +172,10 @@ WRONG = {
     # data: find, audit, split, prepare
     "find_images": [("folder", "nowhere", "Give the one that holds", lambda t: xu.find_images("nowhere"))],
     "download_images": [("source", "'mnist'", "radiography", lambda t: xu.download_images("mnist"))],
+    "use_images": [
+        *[("source", repr(v), "Unset that first", lambda t, v=v: xu.use_images(v)) for v in ("covid-cxr", "nowhere")],
+        *[("source", repr(v), "a .zip file, or None", lambda t, v=v: xu.use_images(v)) for v in (3, ["a"], b"a")],
+    ],
     "audit_images": [("images", "lost its folder", "find_images", lambda t: xu.audit_images(LOST))],
     "read_image": [("", "manifest.csv", "image", lambda t: xu.read_image(t.folder / "manifest.csv"))],
     "split_images": [
@@ -213,7 +224,27 @@ WRONG = {
         ("early_stopping", "'3'", "None or", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", early_stopping="3")),
         ("model", "input_mean", "[0.5] * 3", lambda t: xu.fit(torch.nn.Linear(3, 3), t.data, "run", batch_size=2)),
     ],
+    "estimate_time": [
+        ("data", "DataFrame", "prepare", lambda t: xu.estimate_time(xu.baseline_cnn(), t.split, 1)),
+        ("epochs", "0", "at least 1", lambda t: xu.estimate_time(xu.baseline_cnn(), t.data, 0, 2)),
+        ("batch_size", "1000", "at most", lambda t: xu.estimate_time(xu.baseline_cnn(), t.data, 1, 1000)),
+        ("precision", "'int8'", "'bf16'", lambda t: xu.estimate_time(xu.baseline_cnn(), t.data, 1, 2, "int8")),
+    ],
     "load_run": [("run", "'nothing'", "Train it first", lambda t: xu.load_run("nothing"))],
+    # an image of one's own, export
+    "classify": [
+        *[("image", w, "bytes", lambda t, v=v: xu.classify(v, run())) for w, v in (("int", 3), ("NoneType", None))],
+        ("image", "'nowhere.png'", "path of an X-ray", lambda t: xu.classify("nowhere.png", run())),
+        ("image", "no image", "PNG", lambda t: xu.classify(b"no image", run())),
+        ("run", "dict", "load_run", lambda t: xu.classify("nowhere.png", {})),
+        ("run", "'nothing'", "Train it first", lambda t: xu.classify("nowhere.png", "nothing")),
+    ],
+    "image_form": [("run", "NoneType", "load_run", lambda t: xu.image_form(None))],
+    "export_model": [
+        ("run", "Sequential", "load_run", lambda t: xu.export_model(xu.baseline_cnn())),
+        ("run", "'alexnet'", "resnet18", lambda t: xu.export_model(run("alexnet"))),
+    ],
+    "plot_answer": [("answer", "Series", "classify", lambda t: xu.plot_answer(pd.Series([1.0])))],
     # predictions and results
     "report": [*predictions_rows(xu.report)],
     "compute_metrics": [

@@ -307,8 +307,9 @@ def test_download_from_kaggle_is_whole(tmp_path, monkeypatch):
     folder = tmp_path / "data" / "xray"
     assert data.download_images("covid-cxr", folder) == folder
     assert asked == ["sid321axn/covid-cxr-image-dataset-research"]
-    assert sorted(hashes(folder)) == [folder / "covid/a.jpg", folder / "normal/b.png"]
+    assert sorted(hashes(folder)) == [folder / ".source", folder / "covid/a.jpg", folder / "normal/b.png"]
     assert (folder / "covid/a.jpg").read_bytes() == (cache / "COVID_IEEE/covid/a.jpg").read_bytes()
+    assert (folder / ".source").read_text() == "covid-cxr"  # so that use_images need not fetch it again
     assert list(folder.parent.iterdir()) == [folder]
     assert data.find_images(folder).label.tolist() == ["covid", "normal"]
 

@@ -16,6 +16,7 @@ import xray_utils as xu
 from xray_utils import diagrams, plotting
 from xray_utils.data import repository_dir
 from xray_utils.evaluation import ORIGINAL, reliability
+from xray_utils.use import Answer
 
 matplotlib.use("Agg")
 
@@ -106,6 +107,9 @@ FIGURES = {
         xu.judge({"metadata only": make_predictions(), "16 x 16 pixels": make_predictions()})
     ],
     "plot_home_and_away": lambda f: [make_predictions(), make_predictions(seed=1).query("label != 'virus'")],
+    "plot_answer": lambda f: [
+        Answer(pd.Series([0.7, 0.2, 0.1], xu.CLASSES), f("data").train.take([0])[0], np.eye(32), "vit")
+    ],
     "plot_roc": lambda f: [make_predictions()],
     "plot_reliability": lambda f: [{"one": make_predictions(), "other": make_predictions(seed=1)}],
 }

@@ -15,6 +15,7 @@ from .data import prepare as prepare
 from .data import read_image as read_image
 from .data import resize as resize
 from .data import split_images as split_images
+from .data import use_images as use_images
 from .diagrams import plot_network as plot_network
 from .diagrams import plot_residual_block as plot_residual_block
 from .evaluation import NOTEBOOKS as NOTEBOOKS
@@ -56,6 +57,7 @@ from .models import baseline_cnn as baseline_cnn
 from .models import count_parameters as count_parameters
 from .models import resnet18 as resnet18
 from .models import vit as vit
+from .plotting import plot_answer as plot_answer
 from .plotting import plot_class_balance as plot_class_balance
 from .plotting import plot_colour as plot_colour
 from .plotting import plot_comparison as plot_comparison
@@ -87,6 +89,10 @@ from .robust import risk_coverage as risk_coverage
 from .robust import shared_sources as shared_sources
 from .robust import within_sources as within_sources
 from .training import check_environment as check_environment
+from .training import estimate_time as estimate_time
 from .training import fit as fit
 from .training import load_run as load_run
 from .training import predict as predict
+from .use import classify as classify
+from .use import export_model as export_model
+from .use import image_form as image_form

@@ -64,6 +64,7 @@ SOURCES = {  # public sets: where they are, under which name they are fetched, w
     "actualmed": ("github", "agchung/Actualmed-COVID-chestxray-dataset"),
 }
 ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
+CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
 SPLITS = ("train", "val", "test")
 PREPARED_VERSION = 1  # part of the key: raise it when the pixels of a prepared set change
 
@@ -81,9 +82,9 @@ def repository_dir():
 
 
 def data_dir():
-    """The folder of the images: `XRAY_DATA` if set, else `data/xray` if it is there, else the sample.
+    """The folder of the images: `XRAY_DATA`, else what `use_images` chose, else `data/xray`, else the sample.
 
-    Raises FileNotFoundError if `XRAY_DATA` names a folder that does not exist.
+    Raises FileNotFoundError if `XRAY_DATA`, or the choice, is a folder that does not exist.
     """
     if os.environ.get("XRAY_DATA"):
         folder = Path(os.environ["XRAY_DATA"]).expanduser()
@@ -95,6 +96,14 @@ def data_dir():
             )
         return folder
     own = repository_dir() / "data" / "xray"
+    if outputs_dir(CHOICE).is_file():
+        folder = Path(outputs_dir(CHOICE).read_text(encoding="utf-8"))
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"xu.use_images chose {str(folder)!r}, which is no folder any more. Call it again, with 'sample' to go "
+                "back to the bundled synthetic images."
+            )
+        return folder
     if own.is_dir() and any(entry for entry in own.iterdir() if not entry.name.startswith(".")):
         return own
     return repository_dir() / "data" / "sample"
@@ -395,11 +404,7 @@ def download_images(source, folder=None):
     kind, name = SOURCES[source]
     page = f"https://www.kaggle.com/datasets/{name}" if kind == "kaggle" else f"https://github.com/{name}"
     folder = Path(folder).expanduser() if folder else repository_dir() / "data" / "xray"
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"folder: {folder} already holds something. Move it away, or give another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        whole = Path(temporary) / "images"
+    with _to_be_filled(folder, source) as whole:
         try:
             if kind == "kaggle":
                 import kagglehub
@@ -409,7 +414,7 @@ def download_images(source, folder=None):
                     raise OSError("it holds links, refused as unsafe")
                 shutil.copytree(cache, whole)
             else:
-                archive = Path(temporary) / "archive.zip"
+                archive = whole.with_name("archive.zip")
                 with urllib.request.urlopen(f"{page}/archive/{ACTUALMED_COMMIT}.zip", timeout=60) as answer:
                     with open(archive, "wb") as file:
                         shutil.copyfileobj(answer, file)
@@ -422,12 +427,90 @@ def download_images(source, folder=None):
                 f"Open {page} in a browser, download the archive, and unpack it so that its folders lie in\n"
                 f"{folder}\nThen go on with find_images: it reads that folder. Any other folder: point XRAY_DATA at it."
             ) from error
+    return folder
+
+
+@contextmanager
+def _to_be_filled(folder, source):
+    """The path of a new folder of images, which becomes `folder` at the end: whole or not at all.
+
+    Raises FileExistsError if `folder` already holds something. What came from where is kept in its file `.source`.
+    """
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"folder: {folder} already holds something. Move it away, or give another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        whole = Path(temporary) / "images"
+        yield whole
+        inner = [entry for entry in whole.iterdir() if not entry.name.startswith(".")]
+        whole = inner[0] if len(inner) == 1 and inner[0].is_dir() else whole
+        (whole / ".source").write_text(source, encoding="utf-8")
         if folder.is_dir():
             folder.rmdir()
-        inner = [entry for entry in whole.iterdir() if not entry.name.startswith(".")]
-        only_folder = len(inner) == 1 and inner[0].is_dir()
-        os.replace(inner[0] if only_folder else whole, folder)
-    return folder
+        os.replace(whole, folder)
+
+
+def use_images(source=None):
+    """Choose the images that all notebooks use from now on, and say which these are.
+
+    source: a name in `SOURCES`, fetched into `data/xray`; a .zip file, unpacked there; the folder of your images,
+    which stay where they are; "upload" (on Colab: asks for a .zip file); "sample"; or None, to change nothing. The
+    choice is kept in `outputs/data_dir.txt`. What `data/xray` already holds is not fetched or unpacked again.
+
+    Raises ValueError for what is none of these, and while XRAY_DATA is set, which goes first; FileExistsError if
+    `data/xray` holds something else; and what `download_images`, `unpack_zip` and `find_images` raise. The choice is
+    then what it was before.
+    """
+    if source is not None:
+        if not isinstance(source, (str, os.PathLike)):
+            raise ValueError(f"source: {source!r} must be the name of a set, a folder, a .zip file, or None.")
+        if os.environ.get("XRAY_DATA"):
+            raise ValueError(f"source: {str(source)!r} would not be used while XRAY_DATA is set. Unset that first.")
+        folder = _images_of(source)
+        with whole_file(outputs_dir(CHOICE)) as path:
+            path.write_text(str(folder), encoding="utf-8")
+    folder, here = data_dir().resolve(), repository_dir().resolve()
+    is_bundled = folder == here / "data" / "sample"
+    shown = folder.relative_to(here).as_posix() if here in folder.parents else folder
+    print(f"The notebooks use {shown}" + (": SYNTHETIC images (the bundled sample)." if is_bundled else "."))
+
+
+def _images_of(source):
+    """The folder that `use_images` is to use, if it can be read; a set or an archive is brought to `data/xray`."""
+    own = repository_dir() / "data" / "xray"
+    if source == "sample":
+        return own.with_name("sample")
+    path = Path(_upload() if source == "upload" else source).expanduser()
+    if source not in SOURCES and path.is_dir():
+        find_images(path)
+        return path.resolve()
+    if source not in SOURCES and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"source: {str(source)!r} is no folder, no .zip file and no known set. Known: {', '.join(SOURCES)}."
+        )
+    key = source if source in SOURCES else f"{path.name}, {path.stat().st_size} bytes"
+    if (own / ".source").is_file() and (own / ".source").read_text(encoding="utf-8") == key:
+        return own  # since the last time
+    if source in SOURCES:
+        return download_images(source, own)
+    with _to_be_filled(own, key) as whole:
+        unpack_zip(path, whole)
+        find_images(whole)
+    return own
+
+
+def _upload():
+    """The name of the archive that the user uploads to Colab."""
+    try:
+        from google.colab import files
+    except ImportError:
+        raise ValueError(
+            "source: 'upload' works on Colab. Elsewhere drag the .zip file beside the notebook, and give its name."
+        ) from None
+    names = list(files.upload())
+    if len(names) != 1:
+        raise ValueError(f"source: 'upload' brought {len(names)} files; choose one .zip file.")
+    return names[0]
 
 
 def unpack_zip(archive, folder, max_bytes=20e9):
@@ -794,7 +877,9 @@ class Split:
 
     def fingerprint(self):
         """sha256 over rows and pixels: the same images in the same order give the same, wherever they lie."""
-        digest = hashlib.sha256(self.rows[["file", "label", "mirrored"]].to_csv(index=False).encode())
+        digest = hashlib.sha256(
+            self.rows[["file", "label", "mirrored"]].to_csv(index=False, lineterminator="\n").encode()
+        )
         for start in range(0, len(self), 512):
             digest.update(self.pixels[self.positions[start : start + 512]])
         return digest.hexdigest()

@@ -563,6 +563,28 @@ def plot_reliability(predictions):
         return figure
 
 
+def plot_answer(answer):
+    """What `classify` says of one X-ray: what the network saw, where it looked (if that was asked), how sure it is."""
+    if not hasattr(answer, "probabilities"):
+        raise ValueError(f"answer: a {type(answer).__name__} is none; pass what classify returned.")
+    columns = 2 if answer.where is None else 3
+    with _figure(1, columns, 2 + 2.9 * columns, 3.6) as (figure, axes):
+        _show(axes[0, 0], answer.pixels, "synthetic: a drawing" if answer.synthetic else "as the network saw it")
+        if answer.where is not None:
+            _show(axes[0, 1], answer.pixels, "where it looked (bright)")
+            axes[0, 1].imshow(answer.where, cmap="magma", vmin=0, vmax=1, alpha=0.5)
+        axis, probabilities = axes[0, -1], answer.probabilities
+        bars = axis.barh(
+            list(probabilities.index), probabilities, color=[CLASS_COLOURS[c] for c in probabilities.index]
+        )
+        axis.bar_label(bars, [f"{p:.3f}" for p in probabilities], padding=4)
+        axis.set(xlim=(0, 1.3), xticks=[0, 0.5, 1], xlabel="probability")
+        axis.set_title(f"{answer.run}: {probabilities.idxmax()}", fontsize=10)
+        axis.invert_yaxis()
+        figure.supxlabel(answer.warning, fontsize=9, color="#D55E00", wrap=True)
+        return figure
+
+
 def plot_experiments(table):
     """Balanced accuracy of each experiment of `judge` with its interval; a diamond where innocent data would be."""
     if not isinstance(table, pd.DataFrame) or table.empty or "innocent" not in table:

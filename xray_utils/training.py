@@ -7,10 +7,9 @@ import json
 import math
 import numbers
 import pickle
-import platform
+import textwrap
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from packaging.version import Version
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from .data import CLASSES, outputs_dir, progress, whole_file
+from .data import CLASSES, check_data, outputs_dir, progress, whole_file
+from .environment import report_requirements
 from .models import build, count_parameters, load_weights, logits_of
 
 SCHEDULES = ("plateau", "cosine", "constant")
@@ -102,14 +101,57 @@ def choose_precision(precision="auto", device=None):
 
 
 def check_environment():
-    """Print the versions that matter and the device; say OK, or what to do when a package is too old."""
-    wanted = {"torch": "2.5", "torchvision": "0.20", "transformers": "4.50", "accelerate": "1.2", "pandas": "2.2"}
-    have = {name: version(name) for name in wanted}
-    print(f"Python {platform.python_version()},", ", ".join(f"{name} {number}" for name, number in have.items()))
-    old = [name for name, number in have.items() if Version(number) < Version(wanted[name])]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"Device: {device}; precision: {choose_precision()}")
-    print("Too old: " + ", ".join(old) + ". Run: pip install -U -r requirements.txt" if old else "Environment: OK")
+    """Print OK, or what to do, for Python and each line of requirements.txt; then the device and the precision."""
+    for line in report_requirements():
+        print(textwrap.fill(line, 96, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    print(f"Device: {_device_name(Accelerator().device)}; precision: {choose_precision()}")
+
+
+def _device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {_count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
+
+
+def _count(number, what):
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def estimate_time(model, data, epochs, batch_size=32, precision="auto"):
+    """Say how long `fit` will take on this CPU with these real images, measured on one batch; return the seconds.
+
+    A batch is trained up to three times, and the fastest counts, if that takes less than ten seconds. On the bundled
+    sample and on a GPU nothing is said and None returned: there is no need. `model`, and the random numbers that come
+    after, stay as they are. Raises ValueError for what `fit` would not take.
+    """
+    check_data(data)
+    _check_arguments(model, data, "estimate", epochs, 1, batch_size, 0, "adam", 0, "constant", 0, None)
+    precision, device = choose_precision(precision), Accelerator().device
+    if data.is_sample or device.type != "cpu":
+        return None
+    network = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
+    indices, timings = np.arange(batch_size), []  # of each: seconds of training, and of them of the answer alone
+    with torch.random.fork_rng(devices=[]):
+        while not timings or len(timings) < 3 and sum(t[0] for t in timings) < 10:
+            start = time.perf_counter()
+            images = to_input(data.train.take(indices), model, device)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                logits = logits_of(network, images).float()
+            answered = time.perf_counter() - start
+            F.cross_entropy(logits, torch.from_numpy(data.train.labels[indices])).backward()
+            optimizer.step()
+            timings.append((time.perf_counter() - start, answered))
+    training, answering = min(timings)
+    seconds = epochs * (len(data.train) * training + len(data.val) * answering) / batch_size
+    minutes = max(1, round(seconds / 60))
+    print(
+        f"Training for {_count(epochs, 'epoch')} on this {_device_name(device)}, in {precision}, takes about "
+        f"{_count(minutes, 'minute') if minutes < 90 else f'{seconds / 3600:.1f} hours'}, going by one batch.\n"
+        "A complete run is loaded, not repeated. A GPU is faster. Colab: Runtime, Change runtime type, T4 GPU. Kaggle: "
+        "Settings,\nAccelerator. At home: an NVIDIA card, and the torch made for it, see https://pytorch.org."
+    )
+    return float(seconds)
 
 
 # ---------------------------------------------------------------- fit
@@ -483,7 +525,7 @@ def predict(model, split, batch_size=64):
     model.eval()
     parts = [logits_of(model, to_input(split.take(i), model, device)).float() for i in batches(split, batch_size)]
     model.train(was_training)
-    probabilities = torch.cat(parts).double().softmax(dim=1).cpu().numpy()
+    probabilities = torch.cat(parts).cpu().double().softmax(dim=1).numpy()
     if probabilities.shape[1] != len(CLASSES):
         raise ValueError(
             f"model: it has {probabilities.shape[1]} classes; needed: {len(CLASSES)}, {', '.join(CLASSES)}."

@@ -1,0 +1,183 @@
+"""What the pages say: links lead somewhere, commands are whole and run, names exist.
+
+The two long commands install several GB and take minutes: here the first is read (with `XRAY_SLOW=1` it also makes the
+page of one notebook) and the second collects tests. Commands that train are read: their tools, files and parameters
+must be there.
+"""
+
+import ast
+import inspect
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+import xray_utils as xu
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "data/README.md", "results/README.md"]
+NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb"))
+BIN = Path(sys.executable).parent
+
+
+def text_of(page):
+    if page.endswith(".ipynb"):
+        cells = nbformat.read(ROOT / page, as_version=4).cells
+        return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)\n```", text_of(page), re.S)
+
+
+def anchor(heading):
+    """The name that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES + NOTEBOOKS)
+def test_links_lead_to_files_and_headings(page):
+    text = re.sub(r"```.*?```", "", text_of(page), flags=re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    for link in links:
+        assert not re.search(r"\s", link) and not link.startswith("/"), link
+        if re.match(r"https?://[\w.-]+\.[a-z]+(/\S*)?$", link):
+            continue
+        path, _, heading = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        assert target.resolve().is_relative_to(ROOT), f"{page}: {link} leads out of the course"
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", text_of(target.resolve().relative_to(ROOT).as_posix()), re.M)
+            assert heading in map(anchor, headings), f"{page}: {link}"
+    assert links or page == "results/README.md"
+
+
+# ---------------------------------------------------------------- commands
+
+
+def commands():
+    """Every command of the pages, `(page, command)`: blocks of bash, and text in code style that begins with a tool."""
+    tool = r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/\w|(?:pip|pytest|python3?|jupyter|git) )"
+    for page in PAGES:
+        outside = re.sub(r"```.*?```", "", text_of(page), flags=re.S)
+        for command in [*blocks(page, "bash"), *re.findall(r"`([^`]+)`", outside)]:
+            if command in blocks(page, "bash") or re.match(tool, command):
+                yield page, command
+
+
+def run(command, folder):
+    """Run a command of the pages with the tools of this Python; what it makes goes to `folder`."""
+    command = command.replace(".venv/bin/", f"{shlex.quote(str(BIN))}/").replace("outputs/", f"{folder}/outputs/")
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
+    return result.stdout
+
+
+def read(command, folder=None):
+    """The tools of a command are installed, and its files and the parameters of its notebooks are there."""
+    words = [word.rstrip(";") for line in command.splitlines() for word in shlex.split(line, comments=True)]
+    tools = {word.removeprefix(".venv/bin/") for word in words if word.startswith(".venv/bin/")}
+    assert tools or {"python", "python3"} & set(words), "it names no tool"
+    for tool in tools - {"pip", "python"}:
+        assert shutil.which(tool, path=str(BIN)), f"{tool} is not installed"
+    for module in re.findall(r"-m (xray_utils\.\w+)", command):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{module} is not there"
+    files = [word for word in words if re.match(r"(notebooks|results|data|tests)\b", word) and "$" not in word]
+    for file in files:
+        assert list(ROOT.glob(file)), f"{file} is not there"
+    for name in re.findall(r"(?<!\S)-p (\w+)|-y \"{(\w+):", command.partition("papermill")[2]):
+        for notebook in [file for file in files if file.endswith(".ipynb")]:
+            cells = nbformat.read(ROOT / notebook, as_version=4).cells
+            (knobs,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+            assert re.search(rf"^{''.join(name)} = ", knobs, re.M), f"{notebook} has no parameter {name}"
+
+
+def make_a_page(command, folder):
+    read(command)
+    assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && ")
+    pages = command.split(" && ")[2]
+    assert "--execute " in pages and pages.endswith(" notebooks/*.ipynb")
+    if not os.environ.get("XRAY_SLOW"):
+        return
+    run(pages.replace("--execute ", "").replace("notebooks/*.ipynb", NOTEBOOKS[0]), folder)
+    assert (folder / "outputs" / "html" / "01_data_exploration.html").stat().st_size > 100_000
+
+
+def collect(command, folder):
+    read(command)
+    listed = run(f"{command.split(' && ')[2]} --collect-only -q {NOTEBOOKS[0]} tests/test_notebooks.py", folder)
+    assert "01_data_exploration.ipynb::" in listed and "test_notebooks.py::" in listed
+
+
+# How a command is tried; the first pattern that fits it counts.
+TRIED = {
+    r"^python3 -m venv .* --execute ": make_a_page,
+    r"^python3 -m venv .*pytest --nbval-lax$": collect,
+    r"^\.venv/bin/jupyter lab notebooks$": read,
+    r"--to slides": read,
+    r"papermill": read,
+    r"-m xray_utils\.\w+$": read,
+    r"python results/\w+\.py": read,
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the commands are for bash")
+@pytest.mark.parametrize(("page", "command"), list(commands()), ids=lambda value: value[-40:])
+def test_every_command_is_well_formed_and_tried(page, command, tmp_path):
+    parsed = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+    assert parsed.returncode == 0, parsed.stderr
+    tried = [how for pattern, how in TRIED.items() if re.search(pattern, command)]
+    assert tried, f"{page}: how is {command!r} to be tried? Add it to TRIED."
+    tried[0](command, tmp_path)
+
+
+def test_the_command_for_windows_is_the_first_one():
+    (windows,) = blocks("README.md", "powershell")
+    first = blocks("README.md", "bash")[0]
+    words = re.sub(r'\$env:(\w+) = "([^"]*)";', r"\1=\2", windows).replace(".venv\\Scripts\\", ".venv/bin/")
+    words = words.replace("py -m venv", "python3 -m venv").replace("python -m pip", "pip").replace(";", " &&")
+    assert words.split() == first.split()
+
+
+# ---------------------------------------------------------------- Python
+
+
+@pytest.mark.parametrize("page", PAGES + NOTEBOOKS)
+def test_what_a_page_says_of_the_package_is_there(page):
+    for name in re.findall(r"\bxu\.(\w+)", text_of(page)):
+        assert hasattr(xu, name), f"{page}: xu.{name}"
+    nodes = [node for block in blocks(page, "python") for node in ast.walk(ast.parse(block))]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    for call in calls:
+        if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "xu":
+            keywords = {keyword.arg: None for keyword in call.keywords}
+            inspect.signature(getattr(xu, call.func.attr)).bind(*call.args, **keywords)
+
+
+def test_use_what_was_trained_as_the_page_says(tmp_path, monkeypatch, capsys):
+    (block,) = [block for block in blocks("README.md", "python") if "xu.classify" in block]
+    model = xu.resnet18(seed=1)
+    config = {"network": model.spec, "input_mean": model.input_mean, "input_std": model.input_std, "settings": {}}
+    config |= {"parameters": 1, "data": {"size": 224, "train_images": 1, "protocol": "grouped"}}
+    folder = xu.outputs_dir("runs", "resnet18_grouped")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "history.csv").write_text("epoch,val_loss\n1,1.0\n")
+    save_file(model.state_dict(), folder / "best.safetensors")
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (300, 300)).save("my_xray.png")
+    exec(block, {"xu": xu})
+    assert "No diagnosis" in capsys.readouterr().out
+    assert (xu.outputs_dir("export", "resnet18_grouped") / "model.safetensors").is_file()

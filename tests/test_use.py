@@ -1,0 +1,286 @@
+"""An X-ray of one's own, the form, and the export: what comes out is what `predict` says of the prepared image."""
+
+import contextlib
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from jupyter_client.manager import start_new_kernel
+from PIL import Image
+from test_arguments import HISTORY, PREDICTIONS, make_images
+
+import xray_utils as xu
+from xray_utils import training, use
+from xray_utils.evaluation import PROBABILITIES
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Images in the forms that people have them in, prepared; `.folder` is where they lie."""
+    folder = tmp_path_factory.mktemp("images")
+    images = make_images(folder)
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 4096, (300, 200), dtype=np.uint16)
+    Image.fromarray(deep).save(folder / "covid" / "0.png")
+    Image.fromarray(rng.integers(0, 256, (90, 50, 4), dtype=np.uint8)).save(folder / "normal" / "0.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture = Image.fromarray(rng.integers(0, 256, (900, 700, 3), dtype=np.uint8))
+    picture.save(folder / "virus" / "0.png", exif=turned)
+    picture.convert("P").save(folder / "virus" / "1.png")
+    images = xu.audit_images(xu.find_images(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        yield SimpleNamespace(data=xu.prepare(xu.split_images(images, mirror=False)), folder=folder)
+
+
+def run_of(model, prepared, folder, name="mine_grouped"):
+    """A run of this network as `fit` would leave it, but for the training."""
+    if hasattr(model, "fc"):  # as after some training: statistics of batch norm that are not 0 and 1
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+    config = training._config(model, prepared.data, name, {"epochs": 2})
+    run = training.Run(name, folder / name, model.eval(), HISTORY, config)
+    run.folder.mkdir(parents=True)
+    return run
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    return run_of(xu.baseline_cnn(seed=1), prepared, tmp_path)
+
+
+def predicted(run, prepared):
+    """`{file: probabilities}` of all images, by `predict` on the prepared set."""
+    sides = [xu.predict(run.model, getattr(prepared.data, side)) for side in ("train", "val", "test")]
+    return pd.concat(sides).set_index("file")[PROBABILITIES]
+
+
+# ---------------------------------------------------------------- classify
+
+
+def test_an_image_gets_the_probabilities_of_its_prepared_self(run, prepared, capsys):
+    wanted = predicted(run, prepared)
+    for file in ("covid/0.png", "normal/0.png", "virus/0.png", "virus/1.png", "virus/2.png"):
+        path = prepared.folder / file
+        with Image.open(path) as opened:
+            for image in (path, str(path), path.read_bytes(), opened):
+                answer = xu.classify(image, run, look=None)
+                np.testing.assert_allclose(answer.probabilities, wanted.loc[file], atol=1e-6, err_msg=file)
+    split = prepared.data.test
+    alone = xu.classify(prepared.folder / split.rows.file[0], run, look=None)
+    np.testing.assert_array_equal(alone.pixels, split.take([0])[0])
+    said = capsys.readouterr().out
+    assert said.count("No diagnosis: a course network, not for clinical use.") == 21
+    assert alone.warning in said and list(alone.probabilities.index) == list(xu.CLASSES)
+    assert alone.probabilities.sum() == pytest.approx(1) and alone.where is None and not alone.synthetic
+
+
+def test_the_map_is_that_of_the_network_and_the_image(run, prepared):
+    seen = []
+
+    def look(model, side):
+        seen.append((model, len(side), side.take([0])[0]))
+        return np.full((1, 224, 224), 0.5, np.float32)
+
+    answer = xu.classify(prepared.folder / "virus" / "0.png", run, look)
+    ((model, images, pixels),) = seen
+    assert model is run.model and images == 1 and np.array_equal(pixels, answer.pixels)
+    assert answer.where.shape == (224, 224)
+    shown = xu.plot_answer(answer)
+    assert len(shown.axes) == 3 and len(shown.axes[1].images) == 2
+    texts = [text.get_text() for text in shown.findobj(matplotlib.text.Text)]
+    assert answer.warning in texts and f"{answer.probabilities['covid']:.3f}" in texts
+
+
+def test_unless_told_otherwise_the_map_is_that_of_where_it_looks(run, prepared):
+    split = prepared.data.test
+    answer = xu.classify(prepared.folder / split.rows.file[0], run)
+    np.testing.assert_allclose(answer.where, xu.where_it_looks(run.model, split)[0], atol=1e-4)
+
+
+def test_a_drawing_is_called_one(run):
+    sample = xu.find_images(xu.data_dir())
+    file = Path(sample.attrs["root"]) / sample.file[0]
+    titles = [axis.get_title(loc="center") for axis in xu.plot_answer(xu.classify(file, run)).axes]
+    assert "synthetic: a drawing" in titles
+
+
+def test_the_run_may_be_named(run, prepared):
+    folder = xu.outputs_dir("runs", "named")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(run.config))
+    HISTORY.to_csv(folder / "history.csv", index=False)
+    (folder / "best.safetensors").write_bytes(training.save(run.model.state_dict()))
+    image = prepared.folder / "virus" / "2.png"
+    wanted = xu.classify(image, run).probabilities
+    for name in ("named", folder, str(folder), xu.load_run("named")):
+        pd.testing.assert_series_equal(xu.classify(image, name).probabilities, wanted)
+
+
+# ---------------------------------------------------------------- the form
+
+
+@pytest.fixture
+def form(run, prepared, monkeypatch):
+    """The form as a reader has it: its box, what it shows, and the run."""
+    shown = []
+    monkeypatch.setattr(use, "get_ipython", lambda: SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True)))
+    monkeypatch.setattr(use, "display", shown.append)
+    import ipywidgets
+
+    class Output(contextlib.nullcontext):  # what is printed or displayed outside of it goes to the log of a server
+        clear_output = staticmethod(lambda wait: shown.clear())
+        open = False
+
+        def __enter__(self):
+            Output.open = True
+
+        def __exit__(self, *error):
+            Output.open = False
+
+    monkeypatch.setattr(ipywidgets, "Output", Output)
+    monkeypatch.setattr(ipywidgets, "VBox", lambda children: children)
+    xu.image_form(run, [prepared.folder / "virus" / "2.png"])
+    monkeypatch.setattr(use, "display", lambda figure: shown.append(figure) if Output.open else None)
+    return SimpleNamespace(row=shown.pop()[0], shown=shown)
+
+
+def test_an_image_can_be_picked(form, prepared, capsys):
+    pick = form.row.children[1]
+    pick.value = prepared.folder / "virus" / "2.png"
+    assert len(form.shown) == 1 and "No diagnosis" in capsys.readouterr().out
+    pick.value = None
+    assert len(form.shown) == 1
+
+
+def test_an_image_can_be_uploaded_with_old_and_new_ipywidgets(form, prepared, run, capsys):
+    upload = form.row.children[0]
+    (uploaded,) = upload._trait_notifiers["value"]["change"]
+    content = (prepared.folder / "virus" / "2.png").read_bytes()
+    said = set()
+    for new in (({"name": "a.png", "content": memoryview(content)},), {"a.png": {"content": content}}):
+        uploaded({"new": new})
+        said.add(capsys.readouterr().out)
+        assert len(form.shown) == 1
+    assert len(said) == 1 and str(xu.classify(content, run)) in said.pop()
+    uploaded({"new": ({"name": "a.png", "content": b"no image"},)})
+    assert form.shown == [] and "no image that can be read" in capsys.readouterr().out
+    uploaded({"new": ()})
+    assert form.shown == []
+
+
+def test_without_ipywidgets_it_says_what_to_do(run, monkeypatch, capsys):
+    xu.image_form(run)
+    assert "The form is shown where this notebook is open. Without it: xu.classify(" in capsys.readouterr().out
+    monkeypatch.setattr(use, "get_ipython", lambda: SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True)))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    xu.image_form(run)
+    assert "The form needs ipywidgets. Without it: xu.classify(" in capsys.readouterr().out
+
+
+def test_the_kernel_tells_a_reader_from_a_page_that_is_made():
+    code = f"from IPython import get_ipython\n{inspect.getsource(use._has_reader)}\nprint(_has_reader())"
+    manager, client = start_new_kernel()
+    try:
+        for reader in (False, True):  # nbclient and nbval ask nothing; JupyterLab, VS Code and Colab can
+            said = []
+            hook = lambda message: said.append(message["content"].get("text"))  # noqa: B023, E731
+            client.execute_interactive(code, allow_stdin=reader, output_hook=hook, timeout=120)
+            assert f"{reader}\n" in said
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+# ---------------------------------------------------------------- export
+
+NETWORKS = {"baseline_cnn": lambda: xu.baseline_cnn(seed=1), "resnet18": lambda: xu.resnet18(seed=1)}
+NETWORKS["vit"] = lambda: xu.vit(None, seed=1)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_export_is_loaded_as_its_card_says_and_answers_alike(network, prepared, tmp_path, monkeypatch):
+    run = run_of(NETWORKS[network](), prepared, tmp_path)
+    folder = xu.export_model(run)
+    assert folder == xu.outputs_dir("export", run.name)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(use.EXPORTED)
+    loading, using = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    statements = [line for line in loading.splitlines() if line and not line.startswith(("from", "import"))]
+    assert len(statements) <= 4
+    split = prepared.data.test
+    Image.fromarray(split.take([0])[0]).save(folder / "xray.png")
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(loading, names)
+    exec(using, names)
+    wanted = xu.predict(run.model, split)[PROBABILITIES].iloc[0]
+    np.testing.assert_allclose(names["probabilities"].detach()[0], wanted, atol=1e-5)
+    assert not names["model"].training
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "covid", "1": "normal", "2": "virus"}
+    if network == "vit":
+        assert names["model"].config.id2label == {0: "covid", 1: "normal", 2: "virus"}
+        for name, tensor in run.model.state_dict().items():
+            assert torch.equal(tensor, names["model"].state_dict()[name]), name
+    original = Image.open(prepared.folder / "virus" / "0.png").convert("RGB")  # resized by another library
+    pixels = names["processor"](original, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 224, 224)
+
+
+def test_the_card_has_the_numbers_and_says_what_they_are_not(run, prepared):
+    card = (xu.export_model(run) / "README.md").read_text()
+    assert "It has not been tested." in card and "**Not for clinical use.**" in card and "real images" in card
+    metrics = xu.compute_metrics(PREDICTIONS)
+    (run.folder / "metrics.json").write_text(json.dumps(metrics))
+    run.name = "mine_grouped_sample-2"
+    card = (xu.export_model(run) / "README.md").read_text()
+    assert f"| accuracy | {xu.with_interval(metrics, 'accuracy')} |" in card and "not been tested" not in card
+    assert "**Trained on drawings, not on X-rays:**" in card and "not-for-clinical-use" in card
+    assert f"{run.config['parameters']:,} parameters, trained on {len(prepared.data.train)} synthetic" in card
+
+
+def test_an_export_is_whole_or_not_there(run, tmp_path, monkeypatch):
+    def full(run):
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "deep" / "an export"
+    with monkeypatch.context() as patch:
+        patch.setattr(use, "_card", full)
+        with pytest.raises(OSError, match="No space left on device.*Free some space"):
+            xu.export_model(run, folder)
+    assert list(folder.parent.iterdir()) == []
+    xu.export_model(run, str(folder))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with torch.no_grad():
+        run.model[0].weight += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(use, "_card", full)
+        with pytest.raises(OSError):
+            xu.export_model(run, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    xu.export_model(run, folder)
+    assert (folder / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert [path.name for path in folder.parent.iterdir()] == ["an export"]
+
+
+def test_what_is_no_export_is_not_replaced(run, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "README.md").write_text("mine")
+    (tmp_path / "thesis" / "chapter.md").write_text("mine")
+    for folder in ("thesis", "thesis/chapter.md"):
+        with pytest.raises(FileExistsError, match="something else than an export"):
+            xu.export_model(run, tmp_path / folder)
+    assert (tmp_path / "thesis" / "README.md").read_text() == "mine"

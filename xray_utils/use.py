@@ -1,0 +1,276 @@
+"""Use what was trained: ask a network about an X-ray of your own, and take it elsewhere."""
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import display
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+
+from .data import (
+    CLASSES,
+    MAX_PIXELS,
+    Split,
+    _remove_stale,
+    _to_rgb,
+    _writing_to,
+    outputs_dir,
+    read_image,
+    repository_dir,
+    resize,
+)
+from .evaluation import PROBABILITIES, metrics_table
+from .maps import where_it_looks
+from .plotting import plot_answer
+from .training import Run, load_run, predict
+
+EXPORTED = ("model.safetensors", "config.json", "preprocessor_config.json", "README.md")
+
+
+@dataclass
+class Answer:
+    """What a network says of one X-ray.
+
+    probabilities: by class. pixels: what it saw, uint8 [H, W, 3]. where: how much each pixel counted, float [H, W] in
+    0..1, or None. synthetic: whether the image is one of the bundled sample.
+    """
+
+    probabilities: pd.Series
+    pixels: np.ndarray
+    where: np.ndarray | None
+    run: str
+    synthetic: bool = False
+    warning: ClassVar[str] = (
+        "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any picture."
+    )
+
+    def __str__(self):
+        order = self.probabilities.sort_values(ascending=False)
+        return f"{self.run}: {', '.join(f'{name} {p:.3f}' for name, p in order.items())}\n{self.warning}"
+
+
+def classify(image, run, look=where_it_looks):
+    """What the network of `run` says of one X-ray, an `Answer`; it is printed with the warning that it is no diagnosis.
+
+    image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
+    folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
+    Raises ValueError for anything else and an image of over 40 megapixels, FileNotFoundError for a path or a run that
+    is not there, OSError for a file that is no image.
+    """
+    run = _run_of(run)
+    pixels = resize(_rgb_of(image), run.config["data"]["size"])
+    rows = pd.DataFrame({"file": ["image"], "label": [None], "group": ["image"], "mirrored": [False]})
+    side = Split(rows, pixels[None], np.zeros(1, np.int64))
+    probabilities = predict(run.model, side)[PROBABILITIES].iloc[0].set_axis(list(CLASSES))
+    sample = (repository_dir() / "data" / "sample").resolve()
+    synthetic = isinstance(image, (str, os.PathLike)) and sample in Path(image).expanduser().resolve().parents
+    answer = Answer(probabilities, pixels, look(run.model, side)[0] if look else None, run.name, synthetic)
+    print(answer)
+    return answer
+
+
+def _run_of(run):
+    if not isinstance(run, (Run, str, Path)) or run == "":
+        raise ValueError(f"run: a {type(run).__name__} is no run; pass what fit or load_run returned, or a run's name.")
+    return run if isinstance(run, Run) else load_run(run)
+
+
+def _rgb_of(image):
+    """The image as `read_image` gives it, PIL RGB."""
+    if isinstance(image, Image.Image):
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"image: {image.width}x{image.height} pixels are too many; at most {MAX_PIXELS}.")
+        inverted = getattr(image, "tag_v2", {}).get(262) == 0
+        return _to_rgb(ImageOps.exif_transpose(image), inverted)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image"
+            path.write_bytes(image)
+            return read_image(path)
+    if not isinstance(image, (str, os.PathLike)):
+        raise ValueError(f"image: a {type(image).__name__} is no X-ray; pass a path, the bytes of a file, a PIL image.")
+    path = Path(image).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"image: {str(image)!r} is no file. Give the path of an X-ray.")
+    return read_image(path)
+
+
+# ---------------------------------------------------------------- a form
+
+
+def _has_reader():
+    """Whether somebody could answer a question: nbconvert, papermill and nbval run cells without."""
+    return getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False)
+
+
+def image_form(run, files=(), look=where_it_looks):
+    """Show a form to pick one of `files` (paths) or to upload an X-ray, and below it what `classify` says.
+
+    Without a reader who could use it (nbconvert, papermill, tests), or without ipywidgets, it says so and shows none.
+    """
+    run = _run_of(run)
+    if not _has_reader():
+        return print("The form is shown where this notebook is open. Without it: xu.classify('my_xray.png', run).")
+    try:
+        import ipywidgets as widgets
+    except ImportError:
+        return print("The form needs ipywidgets. Without it: xu.classify('my_xray.png', run).")
+    upload = widgets.FileUpload(accept="image/*", multiple=False, description="Upload an X-ray")
+    options = [("pick an X-ray", None), *((Path(file).name, file) for file in files)]
+    pick, answers = widgets.Dropdown(options=options), widgets.Output()
+
+    def show(image):
+        answers.clear_output(wait=True)
+        with answers:
+            try:
+                display(plot_answer(classify(image, run, look)))
+            except (OSError, ValueError) as error:
+                print(error)
+
+    def uploaded(change):
+        new = change["new"]  # ipywidgets 7, as on Colab: a dict by name; 8: a tuple
+        for file in list(new.values() if isinstance(new, dict) else new)[-1:]:
+            show(bytes(file["content"]))
+
+    upload.observe(uploaded, "value")
+    pick.observe(lambda change: change["new"] is None or show(change["new"]), "value")
+    display(widgets.VBox([widgets.HBox([upload, pick]), answers]))
+
+
+# ---------------------------------------------------------------- export
+
+LOADING = {
+    "vit": """from transformers import AutoImageProcessor, ViTForImageClassification
+
+model = ViTForImageClassification.from_pretrained(".")
+processor = AutoImageProcessor.from_pretrained(".")""",
+    "resnet18": """from safetensors.torch import load_file
+from torchvision.models import resnet18
+from transformers import AutoImageProcessor
+
+model = resnet18(num_classes=3).eval()
+model.load_state_dict(load_file("model.safetensors"))
+processor = AutoImageProcessor.from_pretrained(".")""",
+    "baseline_cnn": """from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoImageProcessor
+
+block = lambda i, o: [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)]
+model = nn.Sequential(*block(3, 8), *block(8, 16), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(16, 3)).eval()
+model.load_state_dict(load_file("model.safetensors"))
+processor = AutoImageProcessor.from_pretrained(".")""",
+}
+CARD = """---
+library_name: {library}
+pipeline_tag: image-classification
+tags: [chest-x-ray, education, not-for-clinical-use]
+---
+# {name}
+
+**Not for clinical use.** This network is the exercise of a course. What it says is no diagnosis, and nothing here
+tells how it does in another hospital. It answers to any picture, with one of: {classes}.
+
+Network `{network}`, {parameters:,} parameters, trained on {train:,} {kind} images (protocol `{protocol}`).
+{warning}
+## Use, in this folder
+
+```python
+{loading}
+```
+
+```python
+from PIL import Image
+
+pixels = processor(Image.open("xray.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+probabilities = {call}.softmax(dim=1)  # [1, 3]: {classes}
+```
+
+Images of 8 bits a channel, stretched to {size} x {size} pixels. The course brings others (16 bits, transparency) into
+that form first, and resizes with Pillow: on large images its probabilities differ a little from these.
+
+## Test
+
+{metrics}
+
+## Limits
+
+In public sets like the course's the classes come from different hospitals and ages: the source predicts the class, and
+a high accuracy at home says little about disease. Settings of the training: `{settings}`
+"""
+
+
+def export_model(run, folder=None):
+    """Write the network of `run` as a folder in the style of Hugging Face, whole or not at all, and return its path.
+
+    model.safetensors, config.json, preprocessor_config.json, and README.md: a model card with the metrics of the run
+    and how to load it, in transformers (ViT) or plain torch. folder: None for `outputs/export/<name of the run>`; an
+    earlier export there is replaced.
+
+    Raises ValueError for a network that is none of the course, FileExistsError when the folder holds anything but an
+    export, and OSError when it cannot be written.
+    """
+    run = _run_of(run)
+    network = run.config["network"]["network"]
+    if network not in LOADING:
+        raise ValueError(f"run: its network {network!r} is none of {', '.join(LOADING)}; save its weights yourself.")
+    folder = Path(folder).expanduser() if folder else outputs_dir("export", run.name)
+    if folder.is_file() or folder.is_dir() and {path.name for path in folder.iterdir()} - set(EXPORTED):
+        raise FileExistsError(f"folder: {folder} holds something else than an export. Give another folder.")
+    temporary_name = dict(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent)
+    with _writing_to(folder.parent), tempfile.TemporaryDirectory(**temporary_name) as temporary:
+        _remove_stale(folder)
+        whole = Path(temporary) / "export"
+        whole.mkdir()
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
+        save_file(state, whole / "model.safetensors", metadata={"format": "pt"})
+        labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+        size = run.config["data"]["size"]
+        config = {"architectures": [type(run.model).__name__], **run.config["network"].get("config", {}), **labels}
+        preprocessor = {
+            **{"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 2, "do_rescale": True},
+            **{"size": {"height": size, "width": size}, "rescale_factor": 1 / 255, "do_normalize": True},
+            **{"image_mean": run.model.input_mean, "image_std": run.model.input_std},
+        }
+        (whole / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        (whole / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1), encoding="utf-8")
+        (whole / "README.md").write_text(_card(run), encoding="utf-8")
+        if folder.is_dir():
+            os.replace(folder, whole.with_name("earlier"))
+        os.replace(whole, folder)
+    return folder
+
+
+def _card(run):
+    config, network = run.config, run.config["network"]["network"]
+    synthetic = re.search(r"_sample(-\d+)?$", run.name)
+    metrics = "It has not been tested."
+    if (run.folder / "metrics.json").is_file():
+        numbers = json.loads((run.folder / "metrics.json").read_text())
+        table = metrics_table({"value [95 % interval over patients]": numbers})
+        rows = "\n".join(f"| {name} | {cells.iloc[0]} |" for name, cells in table.iterrows())
+        head = f"On {numbers['images']} images of {numbers['groups']} patients, once.\n\n| | {table.columns[0]} |\n"
+        metrics = f"{head}| --- | --- |\n{rows}"
+    return CARD.format(
+        name=run.name,
+        network=network,
+        parameters=config["parameters"],
+        train=config["data"]["train_images"],
+        kind="synthetic" if synthetic else "real",
+        warning="**Trained on drawings, not on X-rays:** its numbers say nothing of patients.\n" if synthetic else "",
+        protocol=config["data"]["protocol"],
+        size=config["data"]["size"],
+        classes=", ".join(CLASSES),
+        library="transformers" if network == "vit" else "torch",
+        loading=LOADING[network],
+        call="model(pixels).logits" if network == "vit" else "model(pixels)",
+        metrics=metrics,
+        settings=json.dumps(config["settings"]),
+    )
