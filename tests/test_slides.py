@@ -208,5 +208,5 @@ def test_reveal_js_is_the_one_of_its_package():
         "reveal.css": "615ee850cbbb98a0f688b60ed37b21819a3f54c9f3e6f20e33e63693ab74a0c0",
         "notes.js": "447c42f365876e41853de81453d0c53c580c5b2099132e8f61200de4a0ba2af3",
     }
-    folder = ROOT / "templates" / "deck" / "static"
+    folder = ROOT / "notebooks" / "templates" / "deck" / "static"
     assert {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files} == files
