@@ -47,8 +47,7 @@ def probe(known, rows, asked, asked_rows, weights=None):
 
 def area(table, illness):
     """AUC of covid against normal with its interval, asked for two classes; illness None: by the plain p_covid."""
-    two = table[table.label.ne("virus")] if illness is None else xu.against_normal(table, illness)
-    return xu.with_interval(xu.compute_metrics(two), "auc_covid")
+    return xu.with_interval(xu.compute_metrics(xu.against_normal(table, illness)), "auc_covid")
 
 
 def areas(data, away, probes, scores):

@@ -644,7 +644,7 @@ def test_a_name_with_a_dollar_is_no_formula():
     for figure in figures:
         figure.canvas.draw()  # a broken formula fails here
         texts = [text for text in figure.findobj(matplotlib.text.Text) if "frac" in text.get_text()]
-        assert texts and all(text.get_text() == name and not text.get_parse_math() for text in texts)
+        assert texts and all(name in text.get_text() and not text.get_parse_math() for text in texts)
 
 
 def test_twelve_histories_are_all_drawn():

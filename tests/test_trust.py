@@ -56,12 +56,12 @@ def test_intervals_cover_the_truth_where_errors_are_clustered():
     assert all(0.86 <= share <= 1 for share in covered.values()), covered
     rng, n, held, naive = np.random.default_rng(5), 300, 0, 0
     for seed in range(n):
-        table = made(240, 0.85, rng, images_per_group=4).drop(columns=COLUMNS)
+        table = made(360, 0.85, rng, images_per_group=3).drop(columns=COLUMNS)
         low, high = intervals(table, seed, resamples=200)["accuracy"]
         held += low <= 0.85 <= high
         low, high = intervals(table.assign(group=table.file), seed, resamples=200)["accuracy"]
         naive += low <= 0.85 <= high
-    assert 0.93 <= held / n <= 0.97
+    assert 0.92 <= held / n <= 0.98  # 300 sets leave 2.5 points; the command above has 2,000
     assert naive / n < 0.88  # drawing images instead of patients promises too much
 
 

@@ -25,12 +25,15 @@ def against_normal(predictions, illness="covid"):
 
     A network of three classes may call a covid image "virus"; for the question "covid or normal?" only the odds of the
     two count (classes compared by pairs: Hand & Till 2001). illness: whose p to take, "covid" or "virus", that is
-    pneumonia as such, which the children's hospital of the real set has taught without any covid.
+    pneumonia as such, which the children's hospital of the real set has taught without any covid;
+    None leaves the probabilities as they are.
     """
     check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
-    if illness not in ("covid", "virus"):
-        raise ValueError(f"illness: {illness!r} is unknown. Allowed: 'covid', 'virus'.")
+    if illness not in ("covid", "virus", None):
+        raise ValueError(f"illness: {illness!r} is unknown. Allowed: 'covid', 'virus', None.")
     table = predictions[predictions.label.ne("virus")].copy()
+    if illness is None:
+        return table
     ill, well = table[f"p_{illness}"], table.p_normal
     table["p_covid"] = (ill / (ill + well).where(ill + well > 0)).fillna(0.5)
     table["p_normal"], table["p_virus"] = 1 - table.p_covid, 0.0

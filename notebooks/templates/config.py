@@ -1,7 +1,8 @@
-"""nbconvert's settings for the pages and decks of the course; pass this file as `--config notebooks/templates/config.py`.
+"""nbconvert's settings for pages and decks: `--config notebooks/templates/config.py`.
 
-deck/ makes slides that need no network: reveal.js 6.0.2 lies unchanged in deck/static, from the npm package of that
-name (MIT licence, beside it). page/ is nbconvert's own page with the pictures' alternative texts and folded solutions.
+deck/ makes slides that need no network: reveal.js 6.0.2 lies unchanged in deck/static, from the
+npm package of that name (MIT licence, beside it). page/ is nbconvert's own page with
+alternative texts of the pictures and folded solutions.
 """
 
 from pathlib import Path
