@@ -31,7 +31,7 @@ def intervals(table, seed, resamples):
     return {name: _interval(np.concatenate([part[name] for part in drawn])) for name in drawn[0]}
 
 
-def run(sets=2000, images=360, accuracy=0.85, images_per_group=2, resamples=400, seed=0) -> dict:
+def run(sets=2000, images=360, accuracy=0.85, images_per_group=2, resamples=2000, seed=0) -> dict:
     """The share of `sets` made predictions whose interval holds the truth, for every number."""
     start, rng = time.perf_counter(), np.random.default_rng(seed)
     large = made(200_000, accuracy, rng, images_per_group)
