@@ -88,6 +88,7 @@ def test_refusing_the_doubtful_lowers_the_error_and_is_counted():
     doubt = xu.doubts(predictions, [2.0, -3.0, -1.0, 0.5])
     curve = xu.risk_coverage(predictions, doubt)
     assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1] and curve.risk.tolist() == pytest.approx([0, 0, 1 / 3, 0.5])
+    assert xu.risk_coverage(predictions, [-np.inf, -np.inf, 1, 0]).coverage.tolist() == [0.5, 0.75, 1]
     kept = xu.refuse(predictions, doubt, threshold=0.0)
     assert kept["answered"] == 0.75 and kept["covid_answered"] == 1 and kept["normal_safe"] == pytest.approx(2 / 3)
     assert xu.refuse(predictions, doubt, np.inf)["normal_safe"] == pytest.approx(1 / 3)

@@ -642,15 +642,15 @@ def plot_risk_coverage(tables, doubts, threshold):
         axis = axes[0, 0]
         for (name, table), colour in zip(tables.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False):
             curve = risk_coverage(table, doubts[name])
-            axis.plot(curve.coverage, curve.risk, color=colour)
-            kept = int((np.asarray(doubts[name]) <= threshold).sum())
+            axis.plot(curve.coverage, curve.risk, color=colour, label=name)
+            kept = (np.asarray(doubts[name]) <= threshold).mean()
             if kept:
-                at = curve.iloc[kept - 1]
+                at = curve.iloc[(curve.coverage - kept).abs().argmin()]
                 axis.plot(at.coverage, at.risk, "o", color=colour, fillstyle="none", markersize=9)
-            last = curve.iloc[-1]
-            axis.annotate(f" {name}", (last.coverage, last.risk), color=colour, va="center")
-        axis.set(xlabel="share of images that are answered", ylabel="error of these answers", xlim=(0, 1.18))
-        axis.set(ylim=(0, None), xticks=np.linspace(0, 1, 6))
+        axis.set(
+            xlabel="share of images that are answered", ylabel="error of these answers", xlim=(0, 1.02), ylim=(0, None)
+        )
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return figure
 
 

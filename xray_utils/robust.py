@@ -131,13 +131,15 @@ def _one_each(argument, numbers, predictions):
 def risk_coverage(predictions, doubt):
     """The error of the images that are still answered when the most doubtful are refused, as `coverage` and `risk`.
 
-    (El-Yaniv & Wiener 2010.) One row for each number of answered images; ties are answered in the order of the table.
+    (El-Yaniv & Wiener 2010.) One row for each number of answered images, from those on that nothing speaks against
+    (a doubt of minus infinity); other ties are answered in the order of the table.
     """
     check_predictions(predictions)
-    order = np.argsort(_one_each("doubt", doubt, predictions), kind="stable")
+    doubt = _one_each("doubt", doubt, predictions)
+    order, first = np.argsort(doubt, kind="stable"), max(0, np.isneginf(doubt).sum() - 1)
     wrong = predictions.label.ne(predictions.predicted).to_numpy()[order]
     answered = np.arange(1, len(wrong) + 1)
-    return pd.DataFrame({"coverage": answered / len(wrong), "risk": wrong.cumsum() / answered})
+    return pd.DataFrame({"coverage": answered / len(wrong), "risk": wrong.cumsum() / answered})[first:]
 
 
 def refuse(predictions, doubt, threshold):
