@@ -54,7 +54,7 @@ def areas(data, away, probes, scores):
     """Every network and every question that was tried: AUC covid against normal at home (test images) and away."""
     rows = []
     tables = dict(probes)
-    for name in (*xu.NOTEBOOKS, "baseline_cnn_shared_sources", "resnet18_shared_sources", "vit_shared_sources"):
+    for name in (*xu.NOTEBOOKS, "baseline_cnn_shared_sources", "vit_shared_sources"):
         try:
             model = xu.load_run(f"{name}_{data.name}").model
         except FileNotFoundError as error:

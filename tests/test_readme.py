@@ -130,6 +130,7 @@ TRIED = {
     r"papermill": read,
     r"-m xray_utils\.\w+$": read,
     r"python results/\w+\.py": read,
+    r"python tests/reliability": read,
 }
 
 
