@@ -81,7 +81,9 @@ from .plotting import plot_split as plot_split
 from .plotting import save_figure as save_figure
 from .robust import against_normal as against_normal
 from .robust import covid_area as covid_area
+from .robust import crop_lungs as crop_lungs
 from .robust import doubts as doubts
+from .robust import equalise as equalise
 from .robust import features as features
 from .robust import ill_scores as ill_scores
 from .robust import refuse as refuse

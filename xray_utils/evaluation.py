@@ -186,12 +186,13 @@ def _auc(scores, positive, weights):
         return (ours * (below[:, first] + below[:, last]) / 2).sum(axis=1) / pairs
 
 
-def compare_two(first, second, resamples=2000, seed=0):
+def compare_two(first, second, statistic="accuracy", resamples=2000, seed=0):
     """How much more accurate `second` is than `first`, with a 95 % interval over groups, as a dict.
 
     Groups are drawn for both tables at once, so that what they share counts as paired. Only where both answer the
     same images there is an exact McNemar test too (McNemar 1947): `only_first`, `only_second` right, and its `p`.
-    Raises ValueError for a table that `report` would refuse, or labels that contradict each other.
+    statistic: the number whose difference is asked for, any of `compute_metrics` with an interval ("auc_covid", say).
+    Raises ValueError for a table that `report` would refuse, labels that contradict each other, or an unknown number.
     """
     tables = [first, second]
     for argument, table in zip(("first", "second"), tables, strict=True):
@@ -200,6 +201,9 @@ def compare_two(first, second, resamples=2000, seed=0):
     check_whole("seed", seed)
     keys = [table[["file", *(["mirrored"] if "mirrored" in table else [])]].astype(str).agg("|".join, axis=1)
             for table in tables]  # fmt: skip
+    ones = [_statistics(table, np.ones((1, len(table)))) for table in tables]
+    if statistic not in (known := ones[0].keys() & ones[1].keys()):
+        raise ValueError(f"statistic: {statistic!r} is unknown for these tables. Allowed: {', '.join(sorted(known))}.")
     right = [
         pd.Series(table.label.eq(table.predicted).to_numpy(), key) for table, key in zip(tables, keys, strict=True)
     ]
@@ -207,11 +211,12 @@ def compare_two(first, second, resamples=2000, seed=0):
     groups = names[: len(first)], names[len(first) :]
     drawn = []
     for weights in _draws(names.max() + 1, resamples, seed):
-        parts = [weights[:, group] for group in groups]
         with np.errstate(invalid="ignore"):
-            one, two = (part @ r / part.sum(axis=1) for part, r in zip(parts, right, strict=True))
+            one, two = (
+                _statistics(table, weights[:, group])[statistic] for table, group in zip(tables, groups, strict=True)
+            )
         drawn.append(two - one)
-    result = {"difference": float(right[1].mean() - right[0].mean())}
+    result = {"difference": float(ones[1][statistic][0] - ones[0][statistic][0])}
     result["difference_interval"] = _interval(np.concatenate(drawn))
     if set(keys[0]) == set(keys[1]) and keys[0].is_unique and keys[1].is_unique:
         labels = [table.label.set_axis(key) for table, key in zip(tables, keys, strict=True)]

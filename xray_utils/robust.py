@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -17,7 +18,35 @@ from threadpoolctl import threadpool_limits
 
 from .data import Split, check_data, check_table
 from .evaluation import PROBABILITIES, check_predictions, compute_metrics, mean_with_groups
+from .lungs import lung_fields
 from .training import batches, to_input
+
+
+def equalise(pixels):
+    """Standardised intensity: grey, and every grey level about as frequent as any other. uint8 [B, H, W, 3].
+
+    (Histogram equalisation of the whole picture, Pizer et al. 1987.) For `change_data`.
+    """
+    flat = [ImageOps.equalize(Image.fromarray(one).convert("L")).convert("RGB") for one in pixels]
+    return np.stack([np.asarray(one) for one in flat])
+
+
+def crop_lungs(pixels, margin=0.05):
+    """The box around the lung fields, brought back to full size: no border, no marks, no shoulders. uint8 [B, H, W, 3].
+
+    margin: kept around the lungs, a share of the width of the picture. Where `lung_fields` finds no lung the picture
+    stays as it is. For `change_data`.
+    """
+    (height, width), out = pixels.shape[1:3], []
+    for one, mask in zip(pixels, lung_fields(pixels).masks, strict=True):
+        box = (0, 0, width, height)
+        if mask.any():
+            (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
+            space = margin * width
+            box = (max(0, left - space), max(0, top - space), min(width, right + space), min(height, bottom + space))
+        resample = Image.Resampling.BILINEAR
+        out.append(np.asarray(Image.fromarray(one).resize((width, height), resample, box=box)))
+    return np.stack(out)
 
 
 def against_normal(predictions, illness="covid"):

@@ -1,0 +1,279 @@
+"""Recipes against the shortcut: train each, choose at home, then ask another hospital once. Tables, no image.
+
+With the images of `XRAY_DATA` and the ViT of `XRAY_VIT_WEIGHTS`, in this order (a run that is there is not repeated):
+
+    .venv/bin/python results/fight.py train resnet18 vit features   # any of them; --seeds 0 1 2
+    .venv/bin/python results/fight.py home                          # tables/recipes_home.csv, names the chosen recipes
+    XRAY_EXTERNAL=... .venv/bin/python results/fight.py elsewhere   # tables/recipes_elsewhere.csv
+
+The choice, fixed before any recipe was asked about the other hospital: of each kind of network the recipe with the
+highest AUC of ill against normal on the validation images of sources that hold both, each seen through four draws of
+`augment_strong`; and of all kinds the ensemble of these. The question, fixed as well: covid against normal, by
+p_covid / (p_covid + p_normal).
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+import xray_utils as xu
+from xray_utils.data import Split, whole_file
+from xray_utils.evaluation import PROBABILITIES
+from xray_utils.training import augment_strong
+
+TABLES = Path(__file__).resolve().parent / "tables"
+WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
+DRAWS = 4
+
+
+def as_it_is(pixels):
+    """No change."""
+    return pixels
+
+
+def lung_box_equalised(pixels):
+    """The box of the lungs in standardised intensity."""
+    return xu.equalise(xu.crop_lungs(pixels))
+
+
+def lungs_equalised(pixels):
+    """The lungs alone, on black, in the box around them, standardised."""
+    masks = xu.lung_fields(pixels).masks[..., None]
+    return xu.crop_lungs(np.where(masks, xu.equalise(pixels), 0).astype(np.uint8))
+
+
+RECIPES = {  # name: what is done to every picture, and how training pictures are varied
+    "as it is": (as_it_is, False),  # of fixed features
+    "mild augmentation": (as_it_is, "mild"),
+    "strong augmentation": (as_it_is, "strong"),
+    "equalised": (xu.equalise, "mild"),
+    "lung box": (xu.crop_lungs, "mild"),
+    "lung box, equalised": (lung_box_equalised, "mild"),
+    "lung box, equalised, strong": (lung_box_equalised, "strong"),
+    "only the lungs, equalised": (lungs_equalised, "mild"),
+    "equal weight for each source": (as_it_is, "mild"),
+    "strong augmentation, 224 px": (as_it_is, "strong"),
+}
+OF_RESNET = tuple(recipe for recipe in RECIPES if recipe not in ("as it is", "lung box"))
+OF_VIT = ("mild augmentation", "strong augmentation", "lung box, equalised, strong")
+OF_FEATURES = ("as it is", "strong augmentation", "equalised", "lung box", "lung box, equalised",
+               "lung box, equalised, strong", "only the lungs, equalised", "equal weight for each source",
+               "sources erased")  # fmt: skip
+KINDS = {"resnet18": OF_RESNET, "vit": OF_VIT, "features": OF_FEATURES}
+
+
+def equal_sources(split, seed):
+    """`split` drawn again, as many rows, so that within each class every source comes up equally often."""
+    size = split.rows.groupby(["label", "source"]).file.transform("count")
+    sources = split.rows.groupby("label").source.transform("nunique")
+    share = (split.rows.groupby("label").file.transform("count") / size / sources).to_numpy()
+    chosen = np.sort(np.random.default_rng(seed).choice(len(split), len(split), p=share / share.sum()))
+    return Split(split.rows.iloc[chosen].reset_index(drop=True), split.pixels, split.positions[chosen])
+
+
+def smaller(change, size):
+    """`change`, and then `size` x `size` pixels."""
+    return lambda pixels: np.stack([xu.resize(xu.data.Image.fromarray(one), size) for one in change(pixels)])
+
+
+def side_of(kind, recipe, split):
+    """`split` as the networks of that recipe see it."""
+    change = RECIPES.get(recipe, (as_it_is,))[0]
+    return xu.change_split(split, smaller(change, 112) if kind == "resnet18" and "224" not in recipe else change)
+
+
+def train(kind, recipe, data, seed):
+    """The run of a recipe, trained or loaded."""
+    change, augment = RECIPES[recipe]
+    if "source" in recipe:
+        data = replace(data, train=equal_sources(data.train, seed))
+    data = replace(data, **{side: side_of(kind, recipe, getattr(data, side)) for side in ("train", "val", "test")})
+    name = f"fight_{kind}_{recipe.replace(', ', '_').replace(' ', '_')}_seed{seed}"
+    if kind == "vit":
+        return xu.fit(xu.vit(WEIGHTS, seed=seed), data, name, epochs=4, lr=5e-5, optimizer="adamw", weight_decay=0.05,
+                      schedule="cosine", warmup=0.1, augment=augment, seed=seed)  # fmt: skip
+    return xu.fit(xu.resnet18(seed=seed), data, name, epochs=20, schedule="cosine", warmup=0.05, augment=augment,
+                  seed=seed)  # fmt: skip
+
+
+def varied(split, draw):
+    """`split` through `augment_strong`, the same pictures for every recipe: another scanner, another hospital."""
+    parts = []
+    for start in range(0, len(split), 64):
+        pixels = torch.from_numpy(split.take(np.arange(start, min(start + 64, len(split))))).permute(0, 3, 1, 2)
+        generator = torch.Generator().manual_seed(1000 * draw + start)
+        parts.append((augment_strong(pixels.float() / 255, generator).clamp(0, 1) * 255).round().byte())
+    return Split(split.rows.assign(mirrored=False), torch.cat(parts).permute(0, 2, 3, 1).numpy(), np.arange(len(split)))
+
+
+class Probe:
+    """A logistic regression on fixed features, with the face of a network: `answers(split)` is a predictions table."""
+
+    def __init__(self, recipe, data, seed):
+        self.recipe, self.backbone = recipe, xu.vit(WEIGHTS, seed=seed)
+        train = equal_sources(data.train, seed) if "equal weight" in recipe else data.train
+        copies = [train] + [varied(train, 100 + i) for i in range(2 if "strong" in recipe else 0)]
+        seen = np.concatenate([self._see(copy) for copy in copies])
+        rows = pd.concat([train.rows] * len(copies), ignore_index=True)
+        self.away = np.zeros((seen.shape[1], 0))
+        if recipe == "sources erased":
+            self.away = source_directions(seen, rows)
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        with threadpool_limits(1):
+            self.model.fit(self._erase(seen), rows.label)
+
+    def _see(self, split):
+        path = xu.outputs_dir("features", f"{side_of('features', self.recipe, split).fingerprint()}.npy")
+        if not path.is_file():
+            with whole_file(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, xu.features(self.backbone, side_of("features", self.recipe, split)))
+        return np.load(path)
+
+    def _erase(self, seen):
+        return seen - seen @ self.away @ self.away.T
+
+    def answers(self, split):
+        """The predictions table of `split`."""
+        found = softmax(self.model.decision_function(self._erase(self._see(split))), axis=1)
+        table = split.rows[[c for c in ("file", "label", "group", "source", "view") if c in split.rows]].copy()
+        table["predicted"] = self.model.classes_[found.argmax(axis=1)]
+        return table.assign(**dict(zip(PROBABILITIES, found.T, strict=True)))
+
+
+def source_directions(seen, rows, rounds=20):
+    """Orthonormal directions [features, d] that tell the sources of one class apart, found one after the other.
+
+    (Iterative nullspace projection, Ravfogel et al. 2020, arXiv:2004.07667: the linear form of adversarial training.)
+    """
+    away = np.zeros((seen.shape[1], 0))
+    for _ in range(rounds):
+        for label in sorted(rows.label.unique()):
+            of = rows.label.eq(label).to_numpy()
+            if rows.source[of].nunique() < 2:
+                continue
+            x = StandardScaler().fit_transform(seen[of] - seen[of] @ away @ away.T)
+            with threadpool_limits(1):
+                found = LogisticRegression(C=0.1, max_iter=2000).fit(x, rows.source[of]).coef_
+            away = np.linalg.qr(np.hstack([away, found.T / np.linalg.norm(found)]))[0]
+    return away
+
+
+def answers_of(kind, recipe, data, seed):
+    """A function from a split to the answers of the trained recipe."""
+    if kind == "features":
+        return Probe(recipe, data, seed).answers
+    model = train(kind, recipe, data, seed).model
+    return lambda split: xu.predict(model, side_of(kind, recipe, split))
+
+
+def ill_area(table):
+    """AUC of ill against normal where the source cannot tell, with what `compute_metrics` knows of it."""
+    inside = table[xu.within_sources(table) & table.label.ne("covid")]
+    asked = xu.against_normal(inside.assign(label=inside.label.replace("virus", "covid")), "virus")
+    return xu.compute_metrics(asked, resamples=200)["auc_covid"]
+
+
+def home(data, seeds):
+    """What each recipe is worth at home, on validation alone; the chosen ones are marked."""
+    hidden = {how: xu.change_split(data.val, how) for how in ("without the lungs", "only the border")}
+    hidden = {how: Split(data.val.rows, split.take(np.arange(len(split))), np.arange(len(split)))
+              for how, split in hidden.items()}  # fmt: skip
+    shifted = [varied(data.val, draw) for draw in range(DRAWS)]
+    rows = []
+    for kind, recipes in KINDS.items():
+        for recipe in recipes:
+            for seed in seeds if kind != "features" else (0,):
+                if kind != "features" and not trained(kind, recipe, seed):
+                    continue
+                answers = answers_of(kind, recipe, data, seed)
+                row = {"network": kind, "recipe": recipe, "seed": seed}
+                row["accuracy"] = xu.compute_metrics(answers(data.val), resamples=1)["accuracy"]
+                row["ill : normal"] = ill_area(answers(data.val))
+                row["ill : normal, other scanners"] = np.mean([ill_area(answers(split)) for split in shifted])
+                for how, split in hidden.items():
+                    row[how] = xu.compute_metrics(answers(split), resamples=1)["accuracy"]
+                rows.append(row)
+                print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
+                      flush=True)  # fmt: skip
+    table = pd.DataFrame(rows)
+    mean = table.groupby(["network", "recipe"])["ill : normal, other scanners"].transform("mean")
+    table["chosen"] = mean.eq(mean.groupby(table.network).transform("max"))
+    return table.round(4)
+
+
+def trained(kind, recipe, seed):
+    """True if the run of a recipe is complete."""
+    name = f"fight_{kind}_{recipe.replace(', ', '_').replace(' ', '_')}_seed{seed}"
+    return xu.outputs_dir("runs", name, "finished.json").is_file()
+
+
+def elsewhere(data, table):
+    """Every recipe asked once: AUC of covid against normal at home (test images) and in the other hospital."""
+    away = xu.load_external(xu.external_dir(), xu.audit_images(xu.find_images(xu.data_dir())))
+    sides, found = {"home": data.test, "elsewhere": away}, {}
+    for kind, recipe, seed, _ in table[["network", "recipe", "seed", "chosen"]].itertuples(index=False):
+        answers = answers_of(kind, recipe, data, seed)
+        found[kind, recipe, seed] = {where: answers(split) for where, split in sides.items()}
+    chosen = [tuple(row) for row in table[table.chosen][["network", "recipe", "seed"]].itertuples(index=False)]
+    for name, keys in {"chosen recipes together": chosen, "all of them together": list(found)}.items():
+        found["ensemble", name, ""] = {where: together([found[key][where] for key in keys]) for where in sides}
+    rows, plain = [], found["resnet18", "mild augmentation", 0]["elsewhere"]
+    for (kind, recipe, seed), tables in found.items():
+        row = {"network": kind, "recipe": recipe, "seed": seed, "chosen": (kind, recipe, seed) in chosen}
+        row["accuracy at home"] = xu.with_interval(xu.compute_metrics(tables["home"]), "accuracy")
+        for question, illness in (("covid : normal", "covid"), ("p of covid", None), ("virus : normal", "virus")):
+            for where in sides:
+                metrics = xu.compute_metrics(xu.against_normal(tables[where], illness))
+                row[f"{question}, {where}"] = xu.with_interval(metrics, "auc_covid")
+        two = xu.compare_two(xu.against_normal(plain), xu.against_normal(tables["elsewhere"]), "auc_covid")
+        row["more than mild augmentation"] = xu.with_interval(two, "difference")
+        normal = tables["elsewhere"][tables["elsewhere"].label.eq("normal")]
+        row["normal called covid"] = normal.predicted.eq("covid").mean().round(3)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def together(tables):
+    """The mean of the probabilities of several answers to the same images."""
+    mean = np.mean([table[list(PROBABILITIES)].to_numpy() for table in tables], axis=0)
+    table = tables[0].assign(**dict(zip(PROBABILITIES, mean.T, strict=True)))
+    return table.assign(predicted=np.array(xu.CLASSES)[mean.argmax(axis=1)])
+
+
+def main():
+    """Train, choose, or ask."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["train", "home", "elsewhere"])
+    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--recipes", nargs="+", choices=list(dict.fromkeys(OF_RESNET + OF_VIT + OF_FEATURES)))
+    options = parser.parse_args()
+    data = xu.load_data(protocol="grouped", seed=0, mirror=False)
+    if options.step == "train":
+        for seed in options.seeds:
+            for kind in options.kinds or KINDS:
+                for recipe in options.recipes or KINDS[kind]:
+                    answers_of(kind, recipe, data, seed)(data.val)
+        return
+    path = TABLES / f"recipes_{options.step}.csv"
+    if options.step == "home":
+        table = home(data, options.seeds)
+    else:
+        table = elsewhere(data, pd.read_csv(TABLES / "recipes_home.csv"))
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, index=False)
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
