@@ -221,6 +221,12 @@ WRONG = {
     # training
     "fit": [
         ("epochs", "0", "at least 1", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", epochs=0)),
+        (
+            "augment",
+            "'wild'",
+            "'strong'",
+            lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", 1, batch_size=2, augment="wild"),
+        ),
         ("early_stopping", "'3'", "None or", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", early_stopping="3")),
         ("model", "input_mean", "[0.5] * 3", lambda t: xu.fit(torch.nn.Linear(3, 3), t.data, "run", batch_size=2)),
     ],
@@ -275,6 +281,7 @@ WRONG = {
     "compare_two": [
         *predictions_rows(lambda table: xu.compare_two(table, PREDICTIONS), "first"),
         *predictions_rows(lambda table: xu.compare_two(PREDICTIONS, table), "second"),
+        ("statistic", "'auc_flu'", "auc_covid", lambda t: xu.compare_two(PREDICTIONS, PREDICTIONS, "auc_flu")),
         *whole("resamples", 1, lambda t, **options: xu.compare_two(PREDICTIONS, PREDICTIONS, **options)),
         *whole("seed", 0, lambda t, **options: xu.compare_two(PREDICTIONS, PREDICTIONS, **options)),
     ],
@@ -487,6 +494,14 @@ WRONG = {
         ("pixels", "float64 (1, 8, 8, 3)", "uint8 [B, H, W, 3]", lambda t: xu.lung_fields(np.ones((1, 8, 8, 3)))),
         ("pixels", "uint8 (8, 8, 3)", "[B, H, W, 3]", lambda t: xu.lung_fields(np.ones((8, 8, 3), np.uint8))),
         ("pixels", "(0, 8, 8, 3)", "at least one", lambda t: xu.lung_fields(np.ones((0, 8, 8, 3), np.uint8))),
+    ],
+    "equalise": [("pixels", "list", "uint8 [B, H, W, 3]", lambda t: xu.equalise([[0]]))],
+    "crop_lungs": [
+        ("pixels", "list", "uint8 [B, H, W, 3]", lambda t: xu.crop_lungs([[0]])),
+        *[
+            ("margin", repr(m), "from 0 to 1", lambda t, m=m: xu.crop_lungs(np.ones((1, 8, 8, 3), np.uint8), m))
+            for m in (-0.1, None)
+        ],
     ],
     "share_in_lungs": [
         ("maps", "(4, 4)", "[B, H, W]", lambda t: xu.share_in_lungs(MASKS[0], MASKS)),

@@ -7,6 +7,8 @@ import torch
 from test_training import make_data
 
 import xray_utils as xu
+from xray_utils import robust
+from xray_utils.lungs import LungFields
 
 
 def world(rng, n=150, home=True):
@@ -28,6 +30,33 @@ def table(p, label="covid"):
     files = [f"{i}.png" for i in range(len(p))]
     columns = {"file": files, "label": label, "predicted": np.array(xu.CLASSES)[p.argmax(axis=1)]}
     return pd.DataFrame(columns).assign(**{f"p_{name}": p[:, i] for i, name in enumerate(xu.CLASSES)})
+
+
+def test_equalised_pictures_are_grey_and_use_all_tones_alike():
+    rng = np.random.default_rng(0)
+    dark = (rng.random((2, 64, 64, 3)) ** 4 * 60).astype(np.uint8)
+    kept = dark.copy()
+    seen = xu.equalise(dark)
+    assert (dark == kept).all() and seen.shape == dark.shape and seen.dtype == np.uint8
+    assert (seen[..., 0] == seen[..., 1]).all() and (seen[..., 1] == seen[..., 2]).all()
+    assert abs(seen.mean() - 127.5) < 5 and seen.min() < 5 and seen.max() > 250
+    grey = dark[..., :1].repeat(3, axis=-1)
+    brighter = np.minimum(grey.astype(int) * 2 + 30, 255).astype(np.uint8)  # another exposure of the same
+    assert np.abs(xu.equalise(grey).astype(int) - xu.equalise(brighter)).max() <= 1
+
+
+def test_the_box_of_the_lungs_fills_the_picture(monkeypatch):
+    pixels = np.full((2, 40, 40, 3), 200, np.uint8)
+    pixels[:, 10:30, 8:32] = 50
+    masks = np.zeros((2, 40, 40), bool)
+    masks[0, 10:30, 8:32] = True  # of the second nothing is found
+    monkeypatch.setattr(robust, "lung_fields", lambda p: LungFields(masks, np.ones(2), np.ones(2, bool)))
+    seen = xu.crop_lungs(pixels, margin=0)
+    assert seen.shape == pixels.shape and (seen[1] == pixels[1]).all()
+    assert (seen[0, 1:-1, 1:-1] == 50).all(), "but for the outermost pixels, which blend with what was cut off"
+    wide = xu.crop_lungs(pixels, margin=0.1)[0]  # 4 pixels of 28 and 32 around
+    assert (wide[20, 20] == 50).all() and (wide[0] == 200).all() and (wide[:, 0] == 200).all()
+    assert 0.45 < (wide == 50).mean() < 0.54  # 20 * 24 of 28 * 32 = 0.54, less of soft edges
 
 
 def test_only_the_odds_of_the_two_classes_count():

@@ -179,19 +179,20 @@ def centres(images, axis):
     return torch.stack([(weight.sum(1) * axis).sum(1) / total, (weight.sum(2) * axis).sum(1) / total], 1)
 
 
-def test_augmentation_repeats_with_its_generator():
+@pytest.mark.parametrize("augment", training.AUGMENTATIONS.values(), ids=training.AUGMENTATIONS)
+def test_augmentation_repeats_with_its_generator(augment):
     images = torch.rand(5, 3, 16, 12, generator=torch.Generator().manual_seed(0))
     kept = images.clone()
     torch.manual_seed(1)
-    one = training.augment_mild(images, torch.Generator().manual_seed(3))
+    one = augment(images, torch.Generator().manual_seed(3))
     torch.manual_seed(2)
     state = torch.random.get_rng_state()
-    two = training.augment_mild(images, torch.Generator().manual_seed(3))
+    two = augment(images, torch.Generator().manual_seed(3))
     assert torch.equal(one, two) and one.shape == images.shape and one.dtype == images.dtype
     assert torch.equal(images, kept) and torch.equal(state, torch.random.get_rng_state())
     generator = torch.Generator().manual_seed(3)
-    assert torch.equal(training.augment_mild(images, generator), one)
-    assert not torch.equal(training.augment_mild(images, generator), one), "each batch is to differ"
+    assert torch.equal(augment(images, generator), one)
+    assert not torch.equal(augment(images, generator), one), "each batch is to differ"
     assert not torch.equal(one[0], one[1])
 
 
@@ -226,7 +227,47 @@ def test_augmentation_moves_and_turns_mildly_and_mirrors_half():
     assert abs(mirrored - 200) < 4 * math.sqrt(400) / 2
 
 
+def strong(images, seed=0):
+    return training.augment_strong(images, torch.Generator().manual_seed(seed))
+
+
+def test_strong_augmentation_varies_tone_contrast_and_sharpness_but_not_the_normalisation():
+    ramp = torch.linspace(0, 1, 32).expand(300, 3, 32, 32)
+    seen = strong(ramp)
+    assert seen.isfinite().all() and seen.min() > -1.5 and seen.max() < 2.5
+    assert seen.mean(dim=(1, 2, 3)).std() > 0.1 and seen.std(dim=(1, 2, 3)).std() > 0.05
+    for low, high in ((-1, 1), (-2.1, 2.6)):  # the same pictures, whatever the network expects of its pixels
+        other = strong(ramp * (high - low) + low)
+        assert torch.allclose((other - low) / (high - low), seen, atol=1e-4)
+    noise = torch.rand(300, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    rough = (strong(noise)[..., 1:] - strong(noise)[..., :-1]).abs().mean(dim=(1, 2, 3))
+    assert rough.quantile(0.9) > 2 * rough.quantile(0.1), "some are blurred, some sharpened"
+
+
+def test_strong_augmentation_moves_further_than_the_mild_one_and_mirrors_half():
+    moved = {}
+    for name, augment in training.AUGMENTATIONS.items():
+        above, right = (augment(blob(400, *at)[0], torch.Generator().manual_seed(5)) for at in ((0, -0.5), (0.5, 0)))
+        ups, sides = ([int(one[0].argmax()) for one in images] for images in (above, right))
+        rows, columns = np.array(ups) // 65, np.array(sides) % 65
+        moved[name] = rows.std()
+        assert abs((columns < 32).sum() - 200) < 60, name
+    assert moved["strong"] > 1.5 * moved["mild"]
+
+
+def test_strong_augmentation_fills_and_marks_with_a_single_tone():
+    black = torch.zeros(200, 3, 48, 48)
+    black[:, :, 24, 24] = 1.0  # so that there is a range of grey
+    seen = strong(black)
+    flat = (seen[:, :, 1:-1, 1:-1] - seen[:, :, 1:-1, :-2]).abs().amax(dim=1) == 0  # no noise: a marker
+    marked = flat.flatten(1).sum(dim=1) > 4
+    assert 60 < marked.sum() < 140, "about half of the pictures get one"
+
+
 def test_training_uses_augmentation_when_asked(data):
+    mild, wanted = fit(linear(), data, "named", augment="mild"), fit(linear(), data, "true", augment=True)
+    assert same_weights(mild.model, wanted.model)
+    assert not same_weights(mild.model, fit(linear(), data, "strong", augment="strong").model)
     plain, augmented = fit(linear(), data, "plain"), fit(linear(), data, "augmented", augment=True)
     assert not same_weights(plain.model, augmented.model)
     kept = fit(linear(), data, "still", epochs=1, lr=1e-12, augment=True)

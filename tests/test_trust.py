@@ -95,6 +95,15 @@ class TestTwo:
         wanted = stats.bootstrap((gain,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
         assert result["difference_interval"] == pytest.approx(wanted, abs=0.01)
 
+    def test_the_difference_of_any_number_is_paired(self):
+        one, two = (xu.compute_metrics(table, resamples=1) for table in (self.first, self.second))
+        result = xu.compare_two(self.first, self.second, "recall_covid")
+        assert result["difference"] == pytest.approx(two["recall_covid"] - one["recall_covid"])
+        low, high = result["difference_interval"]
+        assert low <= result["difference"] <= high
+        same = xu.compare_two(self.first, self.first, "auc_covid")  # drawn for both at once: no width
+        assert (same["difference"], same["difference_interval"]) == (0, [0, 0])
+
     def test_every_pair_has_a_row(self):
         table = xu.compare_pairs({"a": self.first, "b": self.second, "c": self.first[:60]})
         assert list(table.index) == ["b minus a", "c minus a", "c minus b"]

@@ -75,6 +75,15 @@ class LungFields(NamedTuple):
 
 
 @torch.no_grad()
+def check_pixels(pixels):
+    """Raise ValueError for anything but pictures, uint8 [B, H, W, 3]."""
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        what = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise ValueError(f"pixels: {what} must be uint8 [B, H, W, 3], such as data.test.take([0, 1]).")
+    if 0 in pixels.shape:
+        raise ValueError(f"pixels: there is no picture in uint8 {pixels.shape}; give at least one, uint8 [B, H, W, 3].")
+
+
 def lung_fields(pixels):
     """An estimate of the lung fields of uint8 pixels [B, H, W, 3], heart and mediastinum left out, as `LungFields`.
 
@@ -82,11 +91,7 @@ def lung_fields(pixels):
     `TRUSTED`, and there are two lungs, one in each half of the picture. results/README.md says how good it is; on
     pictures that are no frontal chest X-rays it means nothing. Raises ValueError for anything but such pixels.
     """
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        what = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise ValueError(f"pixels: {what} must be uint8 [B, H, W, 3], such as data.test.take([0, 1]).")
-    if 0 in pixels.shape:
-        raise ValueError(f"pixels: there is no picture in uint8 {pixels.shape}; give at least one, uint8 [B, H, W, 3].")
+    check_pixels(pixels)
     network, parts = _network(), []
     for start in range(0, len(pixels), 64):
         grey = torch.from_numpy(pixels[start : start + 64]).float().mean(dim=3)[:, None]

@@ -4,6 +4,7 @@ Where each class has its own hospital, a network of all classes may learn the ho
 ill and well there is nothing of it to learn: what tells the two apart there can be carried to another place.
 """
 
+import numbers
 from dataclasses import replace
 
 import numpy as np
@@ -18,15 +19,17 @@ from threadpoolctl import threadpool_limits
 
 from .data import Split, check_data, check_table
 from .evaluation import PROBABILITIES, check_predictions, compute_metrics, mean_with_groups
-from .lungs import lung_fields
+from .lungs import check_pixels, lung_fields
 from .training import batches, to_input
 
 
 def equalise(pixels):
     """Standardised intensity: grey, and every grey level about as frequent as any other. uint8 [B, H, W, 3].
 
-    (Histogram equalisation of the whole picture, Pizer et al. 1987.) For `change_data`.
+    (Histogram equalisation of the whole picture, Pizer et al. 1987.) For `change_data`. Raises ValueError for
+    anything but such pixels.
     """
+    check_pixels(pixels)
     flat = [ImageOps.equalize(Image.fromarray(one).convert("L")).convert("RGB") for one in pixels]
     return np.stack([np.asarray(one) for one in flat])
 
@@ -35,15 +38,18 @@ def crop_lungs(pixels, margin=0.05):
     """The box around the lung fields, brought back to full size: no border, no marks, no shoulders. uint8 [B, H, W, 3].
 
     margin: kept around the lungs, a share of the width of the picture. Where `lung_fields` finds no lung the picture
-    stays as it is. For `change_data`.
+    stays as it is. For `change_data`. Raises ValueError for anything but such pixels, or a bad margin.
     """
-    (height, width), out = pixels.shape[1:3], []
-    for one, mask in zip(pixels, lung_fields(pixels).masks, strict=True):
+    if not isinstance(margin, numbers.Real) or not 0 <= margin <= 1:
+        raise ValueError(f"margin: {margin!r} must be a share of the width, from 0 to 1.")
+    masks, (height, width), out = lung_fields(pixels).masks, pixels.shape[1:3], []
+    for one, mask in zip(pixels, masks, strict=True):
         box = (0, 0, width, height)
         if mask.any():
             (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
             space = margin * width
-            box = (max(0, left - space), max(0, top - space), min(width, right + space), min(height, bottom + space))
+            box = (left - space, top - space, right + 1 + space, bottom + 1 + space)
+            box = tuple(np.clip(box, 0, [width, height] * 2).tolist())
         resample = Image.Resampling.BILINEAR
         out.append(np.asarray(Image.fromarray(one).resize((width, height), resample, box=box)))
     return np.stack(out)
