@@ -74,7 +74,6 @@ class LungFields(NamedTuple):
     trusted: np.ndarray
 
 
-@torch.no_grad()
 def check_pixels(pixels):
     """Raise ValueError for anything but pictures, uint8 [B, H, W, 3]."""
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
@@ -84,6 +83,7 @@ def check_pixels(pixels):
         raise ValueError(f"pixels: there is no picture in uint8 {pixels.shape}; give at least one, uint8 [B, H, W, 3].")
 
 
+@torch.no_grad()
 def lung_fields(pixels):
     """An estimate of the lung fields of uint8 pixels [B, H, W, 3], heart and mediastinum left out, as `LungFields`.
 
