@@ -163,6 +163,7 @@ def maps_of(split):
 ZEROS = np.zeros((4, 2))
 ILL = pd.DataFrame({"label": ["covid", "normal", "virus", "normal"], "source": "near"})
 SEEDS = pd.DataFrame({"network": ["vit"], "protocol": "slides", "seed": 0, "accuracy": 0.9})
+JUDGED = xu.judge({"metadata only": PREDICTIONS})
 MASKS, ONE = np.ones((1, 4, 4), bool), {"a": PREDICTIONS}
 SEED = [("seed", 0)]
 LOST = pd.DataFrame({"file": ["a.png"], "label": ["covid"], "group": ["a"], "split": ["train"], "mirrored": [False]})
@@ -398,6 +399,17 @@ WRONG = {
     "change_data": [
         ("data", "Split", "load_data", lambda t: xu.change_data(t.data.test, "grey")),
         ("change", "None", "'heavy blur'", lambda t: xu.change_data(t.data, None)),
+    ],
+    "overview": [
+        ("judged", "'balanced accuracy'", "judge", lambda t: xu.overview(HISTORY, {"as it is": PREDICTIONS})),
+        ("answers", "'grey'", "'as it is'", lambda t: xu.overview(JUDGED, {"grey": PREDICTIONS})),
+        ("answers", "list", "'as it is'", lambda t: xu.overview(JUDGED, [PREDICTIONS])),
+        (
+            "retrained",
+            "'grey'",
+            "'as it is'",
+            lambda t: xu.overview(JUDGED, {"as it is": PREDICTIONS}, {"grey": PREDICTIONS}),
+        ),
     ],
     "plant_marker": [
         ("split", "DataFrame", "data.test", lambda t: xu.plant_marker(t.split)),

@@ -117,12 +117,83 @@ def test_a_stamp_in_the_corner_is_accused(data):
     assert f"{table.loc['only the border', 'balanced accuracy']:.0%}" in xu.verdict(table)
 
 
-def test_a_size_that_goes_with_the_class_is_accused(data):
-    width = data.train.rows.label.map({"covid": 300, "normal": 200, "virus": 250})
-    train = explain.Split(data.train.rows.assign(width=width), data.train.pixels, data.train.positions)
+def whole(data, change=lambda rows: {}):
+    """The training side alone as the whole set, its metadata altered by class."""
+    train = explain.Split(data.train.rows.assign(**change(data.train.rows)), data.train.pixels, data.train.positions)
     empty = explain.Split(data.val.rows[:0], data.val.pixels, data.val.positions[:0])
-    table = xu.judge(xu.try_to_break(PreparedData(train, empty, empty, data.settings)))
+    return PreparedData(train, empty, empty, data.settings)
+
+
+PLANTED = {"width": (300, 200, 250), "height": (9, 3, 20), "tint": (9.0, 0.0, -9.0), "mode": ("RGB", "L", "RGBA")}
+
+
+@pytest.mark.parametrize("column, values", PLANTED.items())
+def test_a_file_that_goes_with_the_class_is_accused(data, column, values):
+    planted = whole(data, lambda rows: {column: rows.label.map(dict(zip(xu.CLASSES, values, strict=True)))})
+    split = explain.all_images(planted)
+    table = xu.judge({name: xu.guess(explain.metadata_features(split.rows), split.rows) for name in explain.AT_CHANCE})
     assert xu.verdict(table).startswith("ACCUSED: with metadata only")
+
+
+@pytest.mark.parametrize("plant", ["exposure", "frame", "collimation"])
+def test_a_picture_that_goes_with_the_class_outside_the_lungs_is_accused(data, plant):
+    split = explain.all_images(whole(data))
+    pixels, index = split.take(np.arange(len(split))), split.labels
+    for one, i in zip(pixels, index, strict=True):
+        if plant == "exposure":
+            one[:] = np.clip(one * (0.8, 1.0, 1.2)[i], 0, 255)
+        elif plant == "frame":
+            one[:, : (1, 4, 8)[i]] = one[:, -(1, 4, 8)[i] :] = 0
+        else:
+            one[: (2, 10, 20)[i]] = 0
+    rows = split.rows.assign(mirrored=False)
+    planted = explain.Split(rows, pixels, np.arange(len(rows)))
+    seen = explain.thumbnail_features(xu.change_split(planted, "only the border"))
+    answers = {"only the border": xu.guess(seen, rows)}
+    answers["metadata only"] = xu.guess(explain.metadata_features(rows), rows)
+    assert xu.verdict(xu.judge(answers)).startswith("ACCUSED: with only the border")
+
+
+def test_innocent_data_are_seldom_accused():
+    """Twelve sets whose metadata know nothing of the class: one may be accused by luck."""
+    accused = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        files = [f"{i}.png" for i in range(90)]
+        rows = pd.DataFrame({"file": files, "group": files, "label": np.repeat(xu.CLASSES, 30)})
+        answers = xu.guess(rng.normal(size=(90, 4)), rows)
+        accused += xu.verdict(xu.judge(dict.fromkeys(explain.AT_CHANCE, answers))).startswith("ACCUSED")
+    assert accused <= 3, "at one time in forty, more than this comes once in 6,000 runs"
+
+
+def answers_right(share, n=90, seed=0):
+    """Predictions of which about `share` are right."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat(xu.CLASSES, n // 3)
+    predicted = np.where(rng.random(n) < share, label, np.roll(label, n // 3))
+    p = {f"p_{name}": np.where(predicted == name, 0.8, 0.1) for name in xu.CLASSES}
+    return pd.DataFrame({"file": [f"{i}.png" for i in range(n)], "label": label, "predicted": predicted, **p})
+
+
+def test_the_overview_accuses_what_lies_beyond_innocent_data():
+    judged = xu.judge({"metadata only": answers_right(0.9), "only the border": answers_right(0.33)})
+    tables = {"as it is": 0.95, "grey": 0.93, "only the lungs": 0.4, "without the lungs": 0.8, "only the border": 0.3}
+    tables = {how: answers_right(share) for how, share in tables.items()}
+    two = [answers_right(share).query("label != 'virus'") for share in (0.98, 0.6)]
+    table = xu.overview(judged, tables, tables, (answers_right(1.0), answers_right(0.1)), two)
+    assert list(table.columns) == ["score", "low", "high", "innocent", "guilty"] and table.index.is_unique
+    guilty = {"metadata only", "only the lungs", "without the lungs, network", "stamp lies", "AUC elsewhere",
+              "only the lungs, learned anew", "without the lungs, learned anew"}  # fmt: skip
+    assert set(table.index[table.guilty]) == guilty
+    row = table.loc["without the lungs, network"]
+    assert row.score == pytest.approx(xu.compute_metrics(tables["without the lungs"])["balanced_accuracy"])
+    assert row.innocent == pytest.approx(1 / 3) and table.loc["grey", "innocent"] == table.loc["as it is", "score"]
+    assert np.isnan(table.loc["as it is", "innocent"]) and len(table) == 2 + 2 * 5 + 2 + 2
+    assert len(xu.overview(judged, tables)) == 2 + 5
+    figure = xu.plot_experiments(table)
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(table.index)
+    assert axis.get_title(loc="left") == "7 of 12 experiments are beyond innocent data"
 
 
 def test_the_stamp_goes_with_the_class_and_can_be_swapped(data):

@@ -43,6 +43,7 @@ from .explain import change_split as change_split
 from .explain import guess as guess
 from .explain import judge as judge
 from .explain import load_external as load_external
+from .explain import overview as overview
 from .explain import plant_marker as plant_marker
 from .explain import try_to_break as try_to_break
 from .explain import verdict as verdict

@@ -236,6 +236,49 @@ def verdict(table):
     )
 
 
+KEEPS = ("grey", "only the lungs")  # what an honest network needs is still there; the border alone holds none of it
+HIDES = ("only the border", "without the lungs")
+
+
+def overview(judged, answers, retrained=None, stamped=None, home_and_away=None):
+    """All experiments in one table for `plot_experiments`: `score, low, high, innocent, guilty`, one row each.
+
+    judged: the table of `judge`. answers, retrained: `{"as it is": predictions, "grey": ...}`, keys as in `CHANGES`, of
+    a network as it was trained and of one trained anew on such pictures. stamped: the predictions where the stamp tells
+    the truth, and where it lies. home_and_away: two predictions tables, compared by the AUC of `against_normal` tables.
+    score is balanced accuracy, or that AUC; innocent is what the experiment would give if the network read the lungs
+    alone: chance where they are hidden, no loss where they are not. guilty: the whole interval lies beyond that.
+    """
+    if not isinstance(judged, pd.DataFrame) or "balanced accuracy" not in judged:
+        raise ValueError("judged: it has no column 'balanced accuracy'; pass the table made by judge.")
+    for argument, tables in (("answers", answers), ("retrained", retrained or {"as it is": None})):
+        check_dict(argument, tables, "{'as it is': predictions, ...}")
+        if "as it is" not in tables:
+            raise ValueError(f"{argument}: 'as it is' is missing; found {', '.join(map(repr, tables))}.")
+    rows = judged.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "innocent"]].copy()
+    rows["guilty"] = rows.low > rows.innocent
+
+    def add(name, table, innocent=np.nan, loss=False, key="balanced_accuracy"):
+        metrics = compute_metrics(table)
+        low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
+        rows.loc[name] = [metrics[key], low, high, innocent, high < innocent if loss else low > innocent]
+        return metrics[key]
+
+    for who, tables in (("", answers), (", learned anew", retrained or {})):
+        whole = add(f"as it is{who}", tables["as it is"]) if tables else None
+        for how, table in tables.items():
+            if how in HIDES:
+                add(f"{how}{who}" if who else f"{how}, network", table, 1 / table.label.nunique())
+            elif how != "as it is":
+                add(f"{how}{who}", table, whole if how in KEEPS else np.nan, loss=True)
+    if stamped is not None:
+        add("stamp lies", stamped[1], add("stamp tells the truth", stamped[0]), loss=True)
+    if home_and_away is not None:
+        home = add("AUC at home", home_and_away[0], key="auc_covid")
+        add("AUC elsewhere", home_and_away[1], home, loss=True, key="auc_covid")
+    return rows
+
+
 # ---------------------------------------------------------------- another hospital
 
 
