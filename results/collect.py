@@ -1,12 +1,17 @@
 """Copy what the real runs gave from outputs/runs to results/runs: tables and curves, no image of any patient.
 
-Run it after the notebooks: `.venv/bin/python results/collect.py`
+Run it after the notebooks: `.venv/bin/python results/collect.py`; with `tables` behind it, it copies nothing and makes
+the comparison and the calibration again from what is here.
 """
 
 import shutil
+import sys
 from pathlib import Path
 
+import pandas as pd
+
 import xray_utils as xu
+from xray_utils.data import whole_file
 
 HERE = Path(__file__).resolve().parent
 NAMES = [f"{model}_{protocol}" for protocol in ("slides", "grouped") for model in xu.NOTEBOOKS]
@@ -33,11 +38,38 @@ def collect():
         if not path.stem.endswith("_sample"):
             (HERE / "tables").mkdir(exist_ok=True)
             shutil.copyfile(path, HERE / "tables" / path.name)
-    table = xu.compare(xu.load_results(NAMES, runs))
-    table.to_csv(HERE / "comparison.csv", float_format="%.4f")
+
+
+def tables():
+    """Write comparison.csv and .png, tables/calibration.csv, and reliability.png of the runs in `runs/`."""
+    results = xu.load_results(NAMES, HERE / "runs")
+    table = xu.compare(results)
+    with whole_file(HERE / "comparison.csv") as path:
+        table.to_csv(path, float_format="%.4f")
     xu.plot_comparison(table).savefig(HERE / "comparison.png", dpi=120)
     print(table.to_string())
+    rows, shown = {}, {}
+    for name, result in results.items():
+        if result.validation is None:
+            continue
+        temperature = xu.fit_temperature(result.validation)
+        calm = xu.apply_temperature(result.predictions, temperature)
+        rows[name] = {"temperature": temperature}
+        for when, answers in (("as trained", result.predictions), ("calibrated", calm)):
+            rows[name][f"calibration error, {when}"] = xu.calibration_error(answers)
+            sure = answers[[f"p_{label}" for label in xu.CLASSES]].max(axis=1)
+            rows[name][f"mean confidence, {when}"] = sure.mean()
+            shown[f"{name}, {when}"] = answers
+        rows[name]["accuracy"] = result.metrics["accuracy"]
+    calibration = pd.DataFrame.from_dict(rows, orient="index")
+    with whole_file(HERE / "tables" / "calibration.csv") as path:
+        calibration.to_csv(path, float_format="%.4f")
+    best = [name for name in shown if name.startswith("resnet18_augmented_grouped")]
+    xu.plot_reliability({name: shown[name] for name in best}).savefig(HERE / "reliability.png", dpi=120)
+    print(calibration.round(3).to_string())
 
 
 if __name__ == "__main__":
-    collect()
+    if sys.argv[1:] != ["tables"]:
+        collect()
+    tables()

@@ -132,10 +132,12 @@ class Probe:
             self.model.fit(self._erase(seen), rows.label)
 
     def _see(self, split):
-        path = xu.outputs_dir("features", f"{side_of('features', self.recipe, split).fingerprint()}.npy")
+        seen = side_of("features", self.recipe, split)
+        path = xu.outputs_dir("features", f"{seen.fingerprint()}.npy")
         if not path.is_file():
+            seen = Split(split.rows.assign(mirrored=False), seen.take(np.arange(len(seen))), np.arange(len(seen)))
             with torch.autocast("cpu", torch.bfloat16), whole_file(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, xu.features(self.backbone, side_of("features", self.recipe, split)))
+                np.save(file, xu.features(self.backbone, seen))
         return np.load(path)
 
     def _erase(self, seen):

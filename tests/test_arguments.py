@@ -400,6 +400,13 @@ WRONG = {
         ("data", "Split", "load_data", lambda t: xu.change_data(t.data.test, "grey")),
         ("change", "None", "'heavy blur'", lambda t: xu.change_data(t.data, None)),
     ],
+    "save_table": [
+        ("table", "list", "DataFrame", lambda t: xu.save_table([1], "one")),
+        *[
+            ("name", repr(name), "plain file name", lambda t, name=name: xu.save_table(HISTORY, name))
+            for name in ("../one", "a/b", "", None)
+        ],
+    ],
     "overview": [
         ("judged", "'balanced accuracy'", "judge", lambda t: xu.overview(HISTORY, {"as it is": PREDICTIONS})),
         ("answers", "'grey'", "'as it is'", lambda t: xu.overview(JUDGED, {"grey": PREDICTIONS})),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -274,3 +275,21 @@ def test_a_missing_run_is_made_by_its_notebook_and_a_present_one_is_left(tmp_pat
 
 def test_the_results_of_the_real_runs_are_those_of_the_repository():
     assert (xu.results_dir() / "baseline_cnn_slides" / "metrics.json").is_file()
+
+
+def test_a_table_is_saved_whole_or_the_old_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRAY_OUTPUTS", str(tmp_path))
+    table = pd.DataFrame({"accuracy": ["0.9 [0.8, 1.0]"]}, index=["baseline_cnn"])
+    path = xu.save_table(table, "one_sample")
+    assert path == tmp_path / "tables" / "one_sample.csv"
+    pd.testing.assert_frame_equal(pd.read_csv(path, index_col=0), table)
+    before = path.read_bytes()
+
+    def full(self, target, **options):
+        Path(target).write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(OSError, match="Free some space"):
+        xu.save_table(table, "one_sample")
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["one_sample.csv"]

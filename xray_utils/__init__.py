@@ -35,6 +35,7 @@ from .evaluation import metrics_table as metrics_table
 from .evaluation import report as report
 from .evaluation import results_dir as results_dir
 from .evaluation import save_results as save_results
+from .evaluation import save_table as save_table
 from .evaluation import seed_table as seed_table
 from .evaluation import with_interval as with_interval
 from .explain import CHANGES as CHANGES

@@ -488,6 +488,18 @@ def with_interval(metrics, key):
     return f"{metrics[key]:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def save_table(table, name):
+    """Write a table to `outputs/tables`, as name.csv, whole or not at all; returns its path."""
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"table: a {type(table).__name__} is no pandas DataFrame.")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
+        raise ValueError(f"name: {name!r} must be a plain file name without ending, such as 'accuracies'.")
+    path = outputs_dir("tables", f"{name}.csv")
+    with whole_file(path) as temporary:
+        table.to_csv(temporary)
+    return path
+
+
 def results_dir():
     """The committed results of the real runs, `results/runs` of the repository."""
     return repository_dir() / "results" / "runs"

@@ -24,6 +24,7 @@ from .data import (
     outputs_dir,
     read_image,
     resize,
+    whole_file,
 )
 from .evaluation import (
     ORIGINAL,
@@ -92,9 +93,8 @@ def save_figure(figure, name):
         raise ValueError(f"name: {name!r} must be a plain file name without ending, such as 'history'.")
     with plt.rc_context(STYLE):
         for ending in ("svg", "png"):
-            path = outputs_dir("figures", f"{name}.{ending}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, metadata={"Date": None} if ending == "svg" else None)
+            with whole_file(outputs_dir("figures", f"{name}.{ending}")) as path:
+                figure.savefig(path, format=ending, metadata={"Date": None} if ending == "svg" else None)
     return figure
 
 
