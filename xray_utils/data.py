@@ -31,7 +31,8 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 CLASSES = ("covid", "normal", "virus")  # by index: 0, 1, 2
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+OTHER_EXTENSIONS = (".dcm", ".dicom", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # pictures, not read
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # told by content; Pillow would hand an EPS to Ghostscript
 MAX_PIXELS = 40_000_000  # of an image, and of all that are decoded at a time: up to 17 bytes a pixel, so 700 MB
 MAX_CELL = 1000  # characters of a table's cell
@@ -335,10 +336,12 @@ def _image_files(root):
         seen.add(real)
         subfolders.sort(key=lambda s: (s.startswith("."), s))  # hidden last: of two links, the open one counts
         for name in names:
-            if name.lower().endswith(EXTENSIONS):
+            if name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
                 file = Path(folder, name).relative_to(root)
                 if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
                     hidden.append("hidden")
+                elif name.lower().endswith(OTHER_EXTENSIONS):
+                    hidden.append(f"{file.suffix.lower()} (export as PNG)")
                 elif re.search(UNPRINTABLE, str(file)):
                     hidden.append("with a name that is no text")
                 else:
