@@ -17,36 +17,42 @@ HERE = Path(__file__).resolve().parent
 NAMES = [f"{model}_{protocol}" for protocol in ("slides", "grouped") for model in xu.NOTEBOOKS]
 
 
+def put(target, source):
+    """`target` is a copy of a file, or a figure or a table; whole or not at all."""
+    with whole_file(target) as path:
+        if isinstance(source, Path):
+            shutil.copyfile(source, path)
+        elif isinstance(source, pd.DataFrame):
+            source.to_csv(path, float_format="%.4f")
+        else:
+            source.savefig(path, dpi=120, format="png")
+
+
 def collect():
     """Write `runs/<name>/` for each run of the course, history and settings of the other runs, and the comparison."""
     runs = HERE / "runs"
     for name, result in xu.load_results(NAMES).items():
-        folder = runs / name
-        folder.mkdir(parents=True, exist_ok=True)
         for file in ("config.json", "history.csv", "predictions.csv", "validation.csv", "metrics.json"):
             if xu.outputs_dir("runs", result.name, file).is_file():
-                shutil.copyfile(xu.outputs_dir("runs", result.name, file), folder / file)
-        xu.plot_history(result.history).savefig(folder / "curves.png", dpi=120)
-        xu.plot_confusion_matrix(result.predictions, title=name).savefig(folder / "confusion_matrix.png", dpi=120)
+                put(runs / name / file, xu.outputs_dir("runs", result.name, file))
+        put(runs / name / "curves.png", xu.plot_history(result.history))
+        put(runs / name / "confusion_matrix.png", xu.plot_confusion_matrix(result.predictions, title=name))
     for folder in sorted(xu.outputs_dir("runs").iterdir()):  # compared on validation only: they have no test
         if (folder / "finished.json").is_file() and not (folder / "metrics.json").is_file():
             if not folder.name.endswith("_sample") and not folder.name.startswith(("stamp", "relearned")):
-                (runs / folder.name).mkdir(parents=True, exist_ok=True)
                 for file in ("config.json", "history.csv"):
-                    shutil.copyfile(folder / file, runs / folder.name / file)
+                    put(runs / folder.name / file, folder / file)
     for path in xu.outputs_dir("tables").glob("*.csv"):  # of notebook 7
         if not path.stem.endswith("_sample"):
-            (HERE / "tables").mkdir(exist_ok=True)
-            shutil.copyfile(path, HERE / "tables" / path.name)
+            put(HERE / "tables" / path.name, path)
 
 
 def tables():
     """Write comparison.csv and .png, tables/calibration.csv, and reliability.png of the runs in `runs/`."""
     results = xu.load_results(NAMES, HERE / "runs")
     table = xu.compare(results)
-    with whole_file(HERE / "comparison.csv") as path:
-        table.to_csv(path, float_format="%.4f")
-    xu.plot_comparison(table).savefig(HERE / "comparison.png", dpi=120)
+    put(HERE / "comparison.csv", table)
+    put(HERE / "comparison.png", xu.plot_comparison(table))
     print(table.to_string())
     rows, shown = {}, {}
     for name, result in results.items():
@@ -62,10 +68,9 @@ def tables():
             shown[f"{name}, {when}"] = answers
         rows[name]["accuracy"] = result.metrics["accuracy"]
     calibration = pd.DataFrame.from_dict(rows, orient="index")
-    with whole_file(HERE / "tables" / "calibration.csv") as path:
-        calibration.to_csv(path, float_format="%.4f")
+    put(HERE / "tables" / "calibration.csv", calibration)
     best = [name for name in shown if name.startswith("resnet18_augmented_grouped")]
-    xu.plot_reliability({name: shown[name] for name in best}).savefig(HERE / "reliability.png", dpi=120)
+    put(HERE / "reliability.png", xu.plot_reliability({name: shown[name] for name in best}))
     print(calibration.round(3).to_string())
 
 

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import xray_utils as xu
-from xray_utils.data import Split
+from xray_utils.data import Split, whole_file
 from xray_utils.explain import all_images
 
 TABLES = Path(__file__).resolve().parent / "tables"
@@ -26,10 +26,11 @@ WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
 def cached(name, split):
     """Features of the pretrained ViT, never fine-tuned: computed once, kept beside the runs."""
     path = xu.outputs_dir("tables", f"features_{name}.npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
     key = f"{Path(WEIGHTS).name} {split.fingerprint()}"
     if not path.is_file() or str(np.load(path)["key"]) != key:
-        np.savez(path, key=key, features=xu.features(xu.vit(WEIGHTS), split))
+        found = xu.features(xu.vit(WEIGHTS), split)
+        with whole_file(path) as part, open(part, "wb") as file:  # by a name, savez would add its own ending
+            np.savez(file, key=key, features=found)
     return np.load(path)["features"]
 
 
@@ -199,10 +200,10 @@ def main():
         "refusals": lambda: refusals(data, home, away, known, there, probes),
         "seeds": lambda: seeds(home, known, mirrored),
     }
-    TABLES.mkdir(exist_ok=True)
     for name in sys.argv[1:] or tables:
         table = tables[name]()
-        table.to_csv(TABLES / f"{name}.csv", index=False)
+        with whole_file(TABLES / f"{name}.csv") as path:
+            table.to_csv(path, index=False)
         print(f"\n{name}\n{table.to_string(index=False)}", flush=True)
 
 

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import xray_utils as xu
+from xray_utils.data import whole_file
 from xray_utils.phantoms import draw_phantom
 
 HERE = Path(__file__).resolve().parent
@@ -94,5 +95,6 @@ def rounded(value):
 
 if __name__ == "__main__":
     found = {"lung_fields": {"phantoms": on_phantoms(), "real": on_real(sys.argv[1])}, "test_images": of_runs()}
-    (HERE / "where_it_looks.json").write_text(json.dumps(rounded(found), indent=1) + "\n")
+    with whole_file(HERE / "where_it_looks.json") as path:
+        path.write_text(json.dumps(rounded(found), indent=1) + "\n")
     print(json.dumps(rounded(found), indent=1))

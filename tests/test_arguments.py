@@ -94,7 +94,7 @@ def spoilt(table, row=0, **cells):
 
 def tables(argument, use, columns, label="label"):
     """The rows of a function that takes a table: no table, an empty one, one without a column, with wrong cells."""
-    yield argument, "dict", "table", lambda t: use(t, lambda table: {"label": ["covid"]})
+    yield argument, "{'label': ['covid']}", "table", lambda t: use(t, lambda table: {"label": ["covid"]})
     yield argument, "empty", "table", lambda t: use(t, lambda table: table[:0])
     for column in columns:
         yield argument, repr(column), "is missing", lambda t, c=column: use(t, lambda table: table.drop(columns=c))
@@ -133,6 +133,11 @@ def histories_rows(argument, use):
     yield f"{argument}['one']", "empty", "fit", lambda t: use({"one": HISTORY[:0]})
 
 
+def nothing(things):
+    side = things.data.test
+    return Split(side.rows[:0], side.pixels, side.positions[:0])
+
+
 def few(things):
     """A prepared set in which a class has fewer patients than there are folds."""
     side = things.data.val
@@ -149,9 +154,21 @@ def draw(function, *arguments, **options):
     return lambda t, **more: function(*(getattr(t, name) for name in arguments), **options, **more)
 
 
+def sees(model):
+    """`model`, which says what pixels it expects."""
+    model.input_mean = model.input_std = [0.5] * 3
+    return model
+
+
 def looking(function):
-    yield "model", "'vit'", "run.model", lambda t: function("vit", t.data.test)
-    yield "split", "DataFrame", "data.test", lambda t: function(xu.baseline_cnn(), t.split)
+    """The rows of a function that puts the images of a split through a network."""
+    for value in ("vit", None, 3):
+        yield "model", repr(value), "run.model", lambda t, v=value: function(v, t.data.test)
+    yield "model", "Linear", "input_mean", lambda t: function(torch.nn.Linear(3, 3), t.data.test)
+    for word, value in (("DataFrame", pd.DataFrame()), ("None", None), ("'test'", "test"), ("PreparedData", few)):
+        value = (lambda t, v=value: v(t)) if value is few else (lambda t, v=value: v)
+        yield "split", word, "data.test", lambda t, v=value: function(xu.baseline_cnn(), v(t))
+    yield "split", "no images", "has some", lambda t: function(xu.baseline_cnn(), nothing(t))
 
 
 def maps_of(split):
@@ -179,6 +196,10 @@ WRONG = {
     ],
     "audit_images": [("images", "lost its folder", "find_images", lambda t: xu.audit_images(LOST))],
     "read_image": [("", "manifest.csv", "image", lambda t: xu.read_image(t.folder / "manifest.csv"))],
+    "resize": [
+        ("image", "None", "read_image", lambda t: xu.resize(None)),
+        ("size", "6325", "at most 6,324", lambda t: xu.resize(Image.new("L", (9, 9)), 6325)),
+    ],
     "split_images": [
         *images_rows(xu.split_images, "file", "label", "group"),
         ("images", "'group'", "no value", lambda t: xu.split_images(spoilt(t.images, group=None))),
@@ -199,7 +220,7 @@ WRONG = {
     "prepare": [
         ("images", "'split'", "split_images", lambda t: xu.prepare(t.images)),
         ("images", "'val'", "too few", lambda t: xu.prepare(t.split[t.split.split.ne("val")])),
-        ("size", "0", "positive whole number", lambda t: xu.prepare(t.split, size=0)),
+        *whole("size", 1, draw(xu.prepare, "split")),
     ],
     "load_data": [
         ("protocol", "'random'", "'grouped', 'slides'", lambda t: xu.load_data("random")),
@@ -221,6 +242,16 @@ WRONG = {
     "count_parameters": [("model", "'vit'", "torch.nn.Module", lambda t: xu.count_parameters("vit"))],
     # training
     "fit": [
+        ("model", "None", "baseline_cnn()", lambda t: xu.fit(None, t.data, "run")),
+        ("data", "None", "load_data", lambda t: xu.fit(xu.baseline_cnn(), None, "run")),
+        ("data", "Split", "load_data", lambda t: xu.fit(xu.baseline_cnn(), t.data.train, "run")),
+        *[("name", repr(v), "plain", lambda t, v=v: xu.fit(xu.baseline_cnn(), t.data, v)) for v in (None, 3, "a\0b")],
+        (
+            "class_weights",
+            "'yes'",
+            "True or False",
+            lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", class_weights="yes"),
+        ),
         ("epochs", "0", "at least 1", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", epochs=0)),
         (
             "augment",
@@ -228,7 +259,7 @@ WRONG = {
             "'strong'",
             lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", 1, batch_size=2, augment="wild"),
         ),
-        ("early_stopping", "'3'", "None or", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", early_stopping="3")),
+        ("early_stopping", "'3'", "or None", lambda t: xu.fit(xu.baseline_cnn(), t.data, "run", early_stopping="3")),
         ("model", "input_mean", "[0.5] * 3", lambda t: xu.fit(torch.nn.Linear(3, 3), t.data, "run", batch_size=2)),
     ],
     "estimate_time": [
@@ -238,6 +269,10 @@ WRONG = {
         ("precision", "'int8'", "'bf16'", lambda t: xu.estimate_time(xu.baseline_cnn(), t.data, 1, 2, "int8")),
     ],
     "load_run": [("run", "'nothing'", "Train it first", lambda t: xu.load_run("nothing"))],
+    "predict": [
+        *looking(xu.predict),
+        *whole("batch_size", 1, lambda t, **options: xu.predict(xu.baseline_cnn(), t.data.test, **options)),
+    ],
     # an image of one's own, export
     "classify": [
         *[("image", w, "bytes", lambda t, v=v: xu.classify(v, run())) for w, v in (("int", 3), ("NoneType", None))],
@@ -261,7 +296,7 @@ WRONG = {
     ],
     "beside_original": [
         *predictions_rows(lambda table: xu.beside_original(table, "vit")),
-        ("network", "'alexnet'", ", ".join(ORIGINAL), lambda t: xu.beside_original(PREDICTIONS, "alexnet")),
+        ("network", "'alexnet'", ", ".join(map(repr, ORIGINAL)), lambda t: xu.beside_original(PREDICTIONS, "alexnet")),
     ],
     "best_epochs": [*histories_rows("histories", xu.best_epochs)],
     "save_results": [*predictions_rows(lambda table: xu.save_results(None, table))],  # more below
@@ -288,7 +323,7 @@ WRONG = {
     ],
     "compare_pairs": [
         ("tables", "list", "{'name'", lambda t: xu.compare_pairs([PREDICTIONS])),
-        *predictions_rows(lambda table: xu.compare_pairs({"one": PREDICTIONS, "two": table}), "second"),
+        *predictions_rows(lambda table: xu.compare_pairs({"one": PREDICTIONS, "two": table}), "tables['two']"),
     ],
     "metrics_table": [("metrics", "this dict", "save_results", lambda t: xu.metrics_table({}))],
     "calibration_error": [
@@ -308,7 +343,7 @@ WRONG = {
         ],
     ],
     "with_interval": [
-        ("key", "'loss'", "accuracy, macro_f1", lambda t: xu.with_interval(result().metrics, "loss")),
+        ("key", "'loss'", "'accuracy', 'balanced_accuracy'", lambda t: xu.with_interval(result().metrics, "loss")),
     ],
     # figures
     "plot_examples": [
@@ -370,7 +405,7 @@ WRONG = {
     ],
     "plot_history": [
         ("histories", "in this dict", "run.history", lambda t: xu.plot_history({})),
-        ("histories['one']", "list", "fit", lambda t: xu.plot_history({"one": [1, 2]})),
+        ("histories['one']", "[1, 2]", "fit", lambda t: xu.plot_history({"one": [1, 2]})),
         *[
             ("histories['one']", repr(c), "missing", lambda t, c=c: xu.plot_history({"one": HISTORY.drop(columns=c)}))
             for c in HISTORY
@@ -379,8 +414,11 @@ WRONG = {
         ("histories['']", "empty", "fit", lambda t: xu.plot_history(HISTORY[:0])),
     ],
     "plot_confusion_matrix": [
-        *predictions_rows(xu.plot_confusion_matrix),
-        *predictions_rows(lambda table: xu.plot_confusion_matrix({"one": PREDICTIONS, "two": table})),
+        *list(predictions_rows(xu.plot_confusion_matrix))[1:],  # a dict may hold tables
+        ("predictions['label']", "['covid']", "predict", lambda t: xu.plot_confusion_matrix({"label": ["covid"]})),
+        *predictions_rows(
+            lambda table: xu.plot_confusion_matrix({"one": PREDICTIONS, "two": table}), "predictions['two']"
+        ),
         ("predictions", "in this dict", "predict", lambda t: xu.plot_confusion_matrix({})),
     ],
     "plot_roc": [
@@ -389,11 +427,11 @@ WRONG = {
     ],
     "plot_reliability": [
         ("predictions", "this dict", "{'name'", lambda t: xu.plot_reliability({})),
-        *predictions_rows(lambda table: xu.plot_reliability({"one": PREDICTIONS, "two": table})),
+        *predictions_rows(lambda table: xu.plot_reliability({"one": PREDICTIONS, "two": table}), "predictions['two']"),
     ],
     # experiments
     "change_split": [
-        ("split", "str", "data.test", lambda t: xu.change_split("test", "grey")),
+        ("split", "'test'", "data.test", lambda t: xu.change_split("test", "grey")),
         ("change", "'sepia'", "'heavy blur'", lambda t: xu.change_split(t.data.test, "sepia")),
     ],
     "change_data": [
@@ -401,7 +439,7 @@ WRONG = {
         ("change", "None", "'heavy blur'", lambda t: xu.change_data(t.data, None)),
     ],
     "save_table": [
-        ("table", "list", "DataFrame", lambda t: xu.save_table([1], "one")),
+        ("table", "[1]", "DataFrame", lambda t: xu.save_table([1], "one")),
         *[
             ("name", repr(name), "plain file name", lambda t, name=name: xu.save_table(HISTORY, name))
             for name in ("../one", "a/b", "", None)
@@ -410,7 +448,7 @@ WRONG = {
     "overview": [
         ("judged", "'balanced accuracy'", "judge", lambda t: xu.overview(HISTORY, {"as it is": PREDICTIONS})),
         ("answers", "'grey'", "'as it is'", lambda t: xu.overview(JUDGED, {"grey": PREDICTIONS})),
-        ("answers", "list", "'as it is'", lambda t: xu.overview(JUDGED, [PREDICTIONS])),
+        ("answers", "list", "predict", lambda t: xu.overview(JUDGED, [PREDICTIONS])),
         (
             "retrained",
             "'grey'",
@@ -432,7 +470,7 @@ WRONG = {
     ],
     "judge": [
         ("experiments", "this dict", "try_to_break", lambda t: xu.judge({})),
-        *predictions_rows(lambda table: xu.judge({"metadata only": table})),
+        *predictions_rows(lambda table: xu.judge({"metadata only": table}), "experiments['metadata only']"),
     ],
     "verdict": [("table", "'metadata only'", "judge", lambda t: xu.verdict(pd.DataFrame({"low": [1]})))],
     "load_external": [
@@ -456,8 +494,9 @@ WRONG = {
         ("rows", "no source", "normal and other", lambda t: xu.shared_sources(t.data)),
     ],
     "features": [
-        ("model", "'vit'", "linear layer", lambda t: xu.features("vit", t.data.test)),
-        ("split", "DataFrame", "data.test", lambda t: xu.features(xu.baseline_cnn(), t.split)),
+        *looking(xu.features),
+        ("model", "Flatten", "linear layer", lambda t: xu.features(sees(torch.nn.Flatten()), t.data.test)),
+        *whole("batch_size", 1, lambda t, **options: xu.features(xu.baseline_cnn(), t.data.test, **options)),
     ],
     "ill_scores": [
         *tables("rows", lambda t, spoil: xu.ill_scores(ZEROS, spoil(ILL), ZEROS), ["label", "source"]),
@@ -481,7 +520,7 @@ WRONG = {
         ("doubt", "(2,)", "one number for each", lambda t: xu.refuse(PREDICTIONS, [1, 2], 0)),
     ],
     "plot_risk_coverage": [
-        ("tables", "list", "home", lambda t: xu.plot_risk_coverage([PREDICTIONS], {}, 0)),
+        ("tables", "list", "'name'", lambda t: xu.plot_risk_coverage([PREDICTIONS], {}, 0)),
         ("doubts", "['b']", "['a']", lambda t: xu.plot_risk_coverage(ONE, {"b": []}, 0)),
     ],
     "seed_table": [*tables("seeds", lambda t, spoil: xu.seed_table(spoil(SEEDS)), SEEDS, label=None)],
@@ -491,7 +530,7 @@ WRONG = {
         *looking(xu.grad_cam),
         ("target", "'flu'", CLASSES, lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, "flu")),
         ("target", "['covid']", "one for each", lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, ["covid"])),
-        ("layer", "None", "convolution", lambda t: xu.grad_cam(torch.nn.Linear(3, 3), t.data.test)),
+        ("layer", "None", "convolution", lambda t: xu.grad_cam(sees(torch.nn.Linear(3, 3)), t.data.test)),
         ("layer", "'9'", "[B, C, h, w]", lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, layer="9")),
         *whole("batch_size", 1, lambda t, **options: xu.grad_cam(xu.baseline_cnn(), t.data.test, **options)),
     ],
@@ -505,7 +544,12 @@ WRONG = {
     ],
     "sanity_check": [
         *looking(xu.sanity_check),
-        ("model", "Linear", "network of the course", lambda t: xu.sanity_check(torch.nn.Linear(3, 3), t.data.test)),
+        (
+            "model",
+            "Linear",
+            "network of the course",
+            lambda t: xu.sanity_check(sees(torch.nn.Linear(3, 3)), t.data.test),
+        ),
         *whole("seed", 0, lambda t, **options: xu.sanity_check(xu.baseline_cnn(), t.data.test, **options)),
     ],
     "lung_fields": [
@@ -563,8 +607,6 @@ NOTHING_TO_CHECK = {  # functions without arguments, or that take anything
     "external_dir": "no argument; XRAY_EXTERNAL is tested in test_explain",
     "outputs_dir": "parts of any path",
     "is_sample": "asks a table where it came from; any that does not know is none of the sample",
-    "resize": "PIL's own errors: a loop over every pixel of the course goes through it",
-    "predict": "an empty split and broken weights: in test_training",
 }
 
 

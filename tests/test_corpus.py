@@ -115,6 +115,7 @@ READABLE = {  # a name: the file, its pixels (grey [H, W] or [H, W, 3]), and how
     "grey with alpha.png": (to_bytes(Image.fromarray(np.dstack([GREY, UPPER]), "LA"), "PNG"), GREY * (UPPER > 0), 0),
     "colour with alpha.webp": (
         to_bytes(np.dstack([COLOUR, UPPER]), "WEBP", lossless=True), COLOUR * (UPPER > 0)[..., None], 0),
+    "animated.gif": (to_bytes(GREY, "GIF", save_all=True, append_images=[Image.fromarray(255 - GREY)]), GREY, 0),
     "turned 1.png": (turned(1), GREY, 0),
     "turned 2.png": (turned(2), GREY[:, ::-1], 0),
     "turned 3.tif": (turned(3, "TIFF"), GREY[::-1, ::-1], 0),

@@ -64,6 +64,7 @@ LAYOUTS = {  # a name: the files with their class (None: left out), and what is 
             "COVID_IEEE/covid/c.webp": "covid",
             "COVID_IEEE/normal/a.jpeg": "normal",
             "COVID_IEEE/normal/b.Bmp": "normal",
+            "COVID_IEEE/normal/c.GIF": "normal",
             "COVID_IEEE/virus/a.PNG": "virus",
             "COVID_IEEE/virus/b.tif": "virus",
             "COVID_IEEE/virus/notes.txt": None,
@@ -137,8 +138,9 @@ LAYOUTS = {  # a name: the files with their class (None: left out), and what is 
             "covid/.ipynb_checkpoints/a-checkpoint.png": None,
             "covid/._a.png": None,
             "__MACOSX/covid/a.png": None,
+            **dict.fromkeys(["covid/b.dcm", "virus/c.DCM", "virus/d.avif", "virus/.e.heic"]),
         },
-        {"hidden": 4, "inconclusive": 1},
+        {"hidden": 5, "inconclusive": 1, ".dcm (export as PNG)": 2, ".avif (export as PNG)": 1},
     ),
 }
 

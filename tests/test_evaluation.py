@@ -170,7 +170,7 @@ def test_the_slides_are_transcribed():
 
 
 def test_beside_original_refuses_an_unknown_network():
-    with pytest.raises(ValueError, match="network: 'alexnet' is unknown. Known: baseline_cnn, resnet18, vit"):
+    with pytest.raises(ValueError, match="network: 'alexnet' is unknown. Allowed: 'baseline_cnn', 'resnet18', 'vit'"):
         xu.beside_original(make_predictions(), "alexnet")
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "reliability"))
 sys.path.insert(0, str(HERE))
 import kills  # noqa: E402
+import soak  # noqa: E402
 from test_training import linear, make_data  # noqa: E402
 
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="no limits of file size there")
@@ -528,6 +530,61 @@ def test_a_folder_without_the_right_to_write_is_named(table, monkeypatch):
     finally:
         folder.chmod(0o755)
         shutil.rmtree(folder)
+
+
+def test_results_are_collected_whole_or_not_at_all(tmp_path):
+    spec = importlib.util.spec_from_file_location("collect", repository_dir() / "results" / "collect.py")
+    collect = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(collect)
+    (tmp_path / "curves.png").write_text("before")
+
+    class Half:
+        def savefig(self, path, **_):
+            Path(path).write_text("half")
+            raise OSError("in our words")
+
+    with pytest.raises(OSError, match="^in our words$"):
+        collect.put(tmp_path / "curves.png", Half())
+    collect.put(tmp_path / "new" / "a.csv", pd.DataFrame({"a": [1.0]}))
+    collect.put(tmp_path / "b.csv", tmp_path / "new" / "a.csv")
+    assert files_in(tmp_path) == ["b.csv", "curves.png", "new/a.csv"]
+    assert (tmp_path / "curves.png").read_text() == "before"
+    assert (tmp_path / "b.csv").read_text() == (tmp_path / "new" / "a.csv").read_text() == ",a\n0,1.0000\n"
+
+
+def test_an_interrupted_soak_goes_on_after_its_last_round(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("reliability_main", HERE / "reliability" / "__main__.py")
+    reliability = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reliability)
+    path, done = tmp_path / "reliability.json", []
+    path.write_text('{"kills": {"figures": "kept"}, "soak": {"figures": {"suite": {"rounds": 2}}}}')  # of other code
+
+    def soak_round(seed):
+        if len(done) == 3 and done[-1] != "stopped":
+            done.append("stopped")
+            raise KeyboardInterrupt
+        done.append(seed)
+        return {"seed": seed, "passes": seed != 5}
+
+    monkeypatch.setattr(soak, "soak_fits", lambda fits: done.clear() or {"fits": fits})
+    monkeypatch.setattr(soak, "soak_round", soak_round)
+    with pytest.raises(KeyboardInterrupt):
+        reliability.main(["--only", "soak"], path)
+    left = json.loads(path.read_text())
+    assert left["kills"] == {"figures": "kept"}
+    assert [left["soak"]["figures"]["suite"][key] for key in ("rounds", "of", "rounds_passed")] == [3, 10, 3]
+    reliability.main(["--only", "soak"], path)
+    assert done == [0, 1, 2, "stopped", *range(3, 10)]
+    suite = json.loads(path.read_text())["soak"]["figures"]["suite"]
+    assert (suite["rounds"], suite["rounds_passed"]) == (10, 9) and [one["seed"] for one in suite["each"]] == [
+        *range(10)
+    ]
+    monkeypatch.setattr(soak, "soak_round", lambda seed: done.append(seed) or {"seed": seed, "passes": True})
+    monkeypatch.setattr(soak, "code", lambda: "other")
+    left["soak"]["figures"]["code"] = "another"
+    path.write_text(json.dumps(left))
+    reliability.main(["--only", "soak"], path)  # begun with other code: from the start
+    assert done == [*range(10)]
 
 
 def test_errors_of_ours_are_passed_on_as_they_are(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import xray_utils as xu
-from xray_utils import training
+from xray_utils import maps, training
 from xray_utils.data import PreparedData, Split, repository_dir
 
 torch.set_num_threads(1)
@@ -641,19 +642,45 @@ def test_too_little_memory_says_which_batch_size_to_try(data, monkeypatch):
         fit(linear(), data)
 
 
-def test_too_little_memory_on_a_cpu_says_the_same(data):
-    class Greedy(nn.Module):
-        input_mean, input_std = [0.5] * 3, [0.5] * 3
+class Greedy(nn.Module):
+    """Asks for 4 PB as soon as it gets an image."""
 
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(3))
+    def __init__(self):
+        super().__init__()
+        self.input_mean, self.input_std = [0.5] * 3, [0.5] * 3
+        self.layer, self.spec = nn.Linear(3, 3), {"network": "vit"}
+        self.config = SimpleNamespace(model_type="vit", _attn_implementation="sdpa")
 
-        def forward(self, images):
-            return self.weight * torch.empty(10**15)
+    def forward(self, pixel_values, **_):
+        return self.layer(pixel_values.flatten(1)[:, :3]) + torch.empty(10**15)
 
-    with pytest.raises(RuntimeError, match="batch_size: 8 is too large .* try 4"):
-        fit(Greedy(), data)
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    {
+        "fit": lambda model, data: fit(model, data),
+        "estimate_time": lambda model, data: xu.estimate_time(model, data, 1, batch_size=8),
+        "predict": lambda model, data: xu.predict(model, data.train, batch_size=8),
+        "features": lambda model, data: xu.features(model, data.train, batch_size=8),
+        "grad_cam": lambda model, data: xu.grad_cam(model, data.train, layer="layer", batch_size=8),
+        "attention_rollout": lambda model, data: xu.attention_rollout(model, data.train, batch_size=8),
+        "where_it_looks": lambda model, data: xu.where_it_looks(model, data.train, batch_size=8),
+        "sanity_check": lambda model, data: xu.sanity_check(model, data.train, batch_size=8),
+    }.items(),
+)
+def test_too_little_memory_on_a_cpu_says_which_batch_to_try(name, use, data, monkeypatch):
+    monkeypatch.setattr(maps, "randomised", lambda model, seed: model)
+    model = Greedy().train()
+    with pytest.raises(RuntimeError, match="^batch_size: 8 is too large .* try 4.$"):
+        use(model, data)
+    assert model.training and model.config._attn_implementation == "sdpa" and not model.layer._forward_hooks
+
+
+def test_too_little_memory_for_few_images_speaks_of_those(data):
+    with pytest.raises(
+        RuntimeError, match=f"^batch_size: {len(data.test)} is too large .* try {len(data.test) // 2}.$"
+    ):
+        xu.predict(Greedy(), data.test)
 
 
 def test_pixels_that_are_no_numbers_stop_at_their_batch(data):
@@ -776,7 +803,7 @@ def test_predicting_nothing_or_with_broken_weights_is_refused(data):
         xu.predict(model, data.test)
     assert model.training
     data.test.rows = data.test.rows[:0]
-    with pytest.raises(ValueError, match="split: there are no images to predict"):
+    with pytest.raises(ValueError, match="split: there are no images in it"):
         xu.predict(linear(), data.test)
 
 

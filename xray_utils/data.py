@@ -5,6 +5,8 @@ import glob
 import hashlib
 import json
 import logging
+import math
+import numbers
 import os
 import re
 import shutil
@@ -31,7 +33,8 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 CLASSES = ("covid", "normal", "virus")  # by index: 0, 1, 2
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+OTHER_EXTENSIONS = (".dcm", ".dicom", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # pictures, not read
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # told by content; Pillow would hand an EPS to Ghostscript
 MAX_PIXELS = 40_000_000  # of an image, and of all that are decoded at a time: up to 17 bytes a pixel, so 700 MB
 MAX_CELL = 1000  # characters of a table's cell
@@ -129,7 +132,7 @@ def external_dir():
 
 def is_sample(images):
     """True if the table `images` came from the bundled synthetic sample."""
-    return Path(images.attrs.get("root", "")) == (repository_dir() / "data" / "sample").resolve()
+    return Path(getattr(images, "attrs", {}).get("root", "")) == (repository_dir() / "data" / "sample").resolve()
 
 
 def outputs_dir(*parts):
@@ -190,6 +193,102 @@ def _remove_stale(path):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
+# ---------------------------------------------------------------- checks of arguments: a ValueError names the argument
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def check_kind(argument, value, kind, what, instead):
+    """`value` is of this type, `what` it is called; `instead` says what to pass."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{argument}: {_shown(value)} is no {what}; pass {instead}.")
+
+
+def check_choice(argument, value, allowed, more=""):
+    """`value` is one of `allowed` (words, or None)."""
+    if not isinstance(value, str | None) or value not in allowed:
+        raise ValueError(f"{argument}: {_shown(value)} is unknown. Allowed: {', '.join(map(repr, allowed))}{more}.")
+
+
+def check_flag(argument, value):
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}: {_shown(value)} must be True or False.")
+
+
+def check_number(argument, value, is_good, allowed):
+    """`value` is a number for which `is_good` holds."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not is_good(value):
+        raise ValueError(f"{argument}: {_shown(value)} must be {allowed}.")
+
+
+def check_whole(argument, value, least=0, most=2**32 - 1, more=""):
+    """`value` is a whole number in this range (seeds must be below 2**32)."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
+        end = f"at most {most:,}" if most < 2**32 - 1 else "below 2**32"
+        raise ValueError(f"{argument}: {_shown(value)} must be a whole number of at least {least} and {end}{more}.")
+
+
+def check_size(size):
+    """`size` is a side of a square image that could be read."""
+    check_whole("size", size, 1, math.isqrt(MAX_PIXELS))
+
+
+def check_path(argument, value, instead):
+    """`value` is a path (whether there is anything or not)."""
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
+        raise ValueError(f"{argument}: {_shown(value)} is no path; pass {instead}.")
+
+
+def check_array(argument, values, shape, allowed, is_good=np.isfinite):
+    """`values` as an array of floats; it has this shape (None: any length), and `is_good` holds for all of them."""
+    try:
+        array = np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument}: {_shown(values)} must be {allowed}.") from error
+    fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    if not fits:
+        raise ValueError(f"{argument}: {array.shape} must be {allowed}.")
+    if not is_good(array).all():
+        raise ValueError(f"{argument}: {array[~is_good(array)][0]} is in it; it must be {allowed}.")
+    return array
+
+
+def check_table(argument, table, columns, maker):
+    """Raise ValueError unless `table` has rows, these columns without empty cells, and in them known classes only."""
+    check_kind(argument, table, pd.DataFrame, "table", f"the one made by {maker}")
+    for column in columns:
+        if column not in table:
+            raise ValueError(f"{argument}: column {column!r} is missing; pass the table made by {maker}.")
+    if table.empty:
+        raise ValueError(f"{argument}: the table is empty; pass the one made by {maker}.")
+    for column in columns:
+        cells = table[column]
+        if column in ("label", "predicted") and not cells.isin(CLASSES).all():
+            wrong = cells[~cells.isin(CLASSES)].iloc[0]
+            raise ValueError(f"{argument}: {wrong!r} is none of the classes {', '.join(CLASSES)}.")
+        if column == "split" and not cells.isin(SPLITS).all():
+            wrong = cells[~cells.isin(SPLITS)].iloc[0]
+            raise ValueError(f"{argument}: {wrong!r} is none of the sides {', '.join(SPLITS)}.")
+        if cells.isna().any():
+            raise ValueError(f"{argument}: column {column!r} has no value in row {cells.isna().idxmax()!r}; fill it.")
+
+
+def check_data(data):
+    """`data` is a prepared set."""
+    check_kind("data", data, PreparedData, "prepared set", "what prepare or load_data returned")
+
+
+def check_split(split):
+    """`split` is one side of a prepared set, with images."""
+    check_kind("split", split, Split, "side of a prepared set", "data.test, say")
+    if not len(split):
+        raise ValueError("split: there are no images in it; pass a side of a prepared set that has some.")
+
+
 # ---------------------------------------------------------------- find
 
 
@@ -208,6 +307,7 @@ def find_images(folder, least_classes=2):
     """
     if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(folder)):
         raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give the one that holds the images.")
+    check_whole("least_classes", least_classes, 1, len(CLASSES))
     root = Path(folder).expanduser().resolve()
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     if len(entries) == 1 and any((entries[0] / table).is_file() for table in ("manifest.csv", "metadata.csv")):
@@ -335,10 +435,12 @@ def _image_files(root):
         seen.add(real)
         subfolders.sort(key=lambda s: (s.startswith("."), s))  # hidden last: of two links, the open one counts
         for name in names:
-            if name.lower().endswith(EXTENSIONS):
+            if name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
                 file = Path(folder, name).relative_to(root)
                 if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
                     hidden.append("hidden")
+                elif name.lower().endswith(OTHER_EXTENSIONS):
+                    hidden.append(f"{file.suffix.lower()} (export as PNG)")
                 elif re.search(UNPRINTABLE, str(file)):
                     hidden.append("with a name that is no text")
                 else:
@@ -399,8 +501,9 @@ def download_images(source, folder=None):
     Raises ValueError for an unknown name, FileExistsError if the folder already holds something, and RuntimeError
     when the download fails; that one says which page to open and where to put the files.
     """
-    if source not in SOURCES:
-        raise ValueError(f"source: {source!r} is unknown. Known: {', '.join(SOURCES)}.")
+    if folder is not None:
+        check_path("folder", folder, "where to put the images, or None")
+    check_choice("source", source, SOURCES)
     kind, name = SOURCES[source]
     page = f"https://www.kaggle.com/datasets/{name}" if kind == "kaggle" else f"https://github.com/{name}"
     folder = Path(folder).expanduser() if folder else repository_dir() / "data" / "xray"
@@ -462,8 +565,7 @@ def use_images(source=None):
     then what it was before.
     """
     if source is not None:
-        if not isinstance(source, (str, os.PathLike)):
-            raise ValueError(f"source: {source!r} must be the name of a set, a folder, a .zip file, or None.")
+        check_path("source", source, "the name of a set, a folder, a .zip file, or None")
         if os.environ.get("XRAY_DATA"):
             raise ValueError(f"source: {str(source)!r} would not be used while XRAY_DATA is set. Unset that first.")
         folder = _images_of(source)
@@ -561,6 +663,7 @@ def read_image(path):
 
     Raises OSError for a file that is no image, is broken or cut short, ValueError for one of over 40 megapixels.
     """
+    check_path("path", path, "that of an image")
     return _decode(path)[0]
 
 
@@ -630,8 +733,8 @@ def _to_rgb(image, inverted):
 
 def resize(image, size=224):
     """A PIL image stretched to `size` x `size` as uint8 [size, size, 3] (bilinear with antialiasing)."""
-    if not isinstance(size, (int, np.integer)) or size < 1:
-        raise ValueError(f"size: {size!r} must be a positive whole number of pixels.")
+    check_kind("image", image, Image.Image, "PIL image", "what read_image returned")
+    check_size(size)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
@@ -690,13 +793,8 @@ def audit_images(images, near=0.95):
     Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
     """
     root = _root(images)
-    if not isinstance(near, (int, float)) or not 0 < near <= 1:
-        raise ValueError(f"near: {near!r} must be a correlation above 0 and at most 1.")
-    for column in ("file", "label", "group"):
-        if column not in images:
-            raise ValueError(f"images: column {column!r} is missing; pass the table that find_images returned.")
-    if images.empty:
-        raise ValueError("images: the table is empty; there is nothing to audit.")
+    check_number("near", near, lambda r: 0 < r <= 1, "a correlation above 0 and at most 1")
+    check_table("images", images, ["file", "label", "group"], "find_images")
     paths = [root / file for file in images.file]
     rows, thumbnails = zip(*_in_threads(_audit_one, paths, "audit"), strict=True)
     audited = images.drop(columns=[*rows[0], "duplicate", "alike"], errors="ignore").reset_index(drop=True)
@@ -751,42 +849,13 @@ def _root(images):
 # ---------------------------------------------------------------- split
 
 
-def check_whole(argument, value, least=0):
-    """Raise ValueError unless `value` is a whole number of at least `least` (and below 2**32, as seeds must be)."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value < 2**32:
-        raise ValueError(f"{argument}: {value!r} must be a whole number of at least {least} and below 2**32.")
-
-
-def check_table(argument, table, columns, maker):
-    """Raise ValueError unless `table` has rows, these columns without empty cells, and in them known classes only."""
-    if not isinstance(table, pd.DataFrame):
-        raise ValueError(f"{argument}: a {type(table).__name__} is no table; pass the one made by {maker}.")
-    for column in columns:
-        if column not in table:
-            raise ValueError(f"{argument}: column {column!r} is missing; pass the table made by {maker}.")
-    if table.empty:
-        raise ValueError(f"{argument}: the table is empty; pass the one made by {maker}.")
-    for column in columns:
-        cells = table[column]
-        if column in ("label", "predicted") and not cells.isin(CLASSES).all():
-            wrong = cells[~cells.isin(CLASSES)].iloc[0]
-            raise ValueError(f"{argument}: {wrong!r} is none of the classes {', '.join(CLASSES)}.")
-        if column == "split" and not cells.isin(SPLITS).all():
-            wrong = cells[~cells.isin(SPLITS)].iloc[0]
-            raise ValueError(f"{argument}: {wrong!r} is none of the sides {', '.join(SPLITS)}.")
-        if cells.isna().any():
-            raise ValueError(f"{argument}: column {column!r} has no value in row {cells.isna().idxmax()!r}; fill it.")
-
-
 def _check_split(protocol, seed, mirror, fractions=(0.7, 0.15, 0.15)):
-    if protocol not in ("grouped", "slides"):
-        raise ValueError(f"protocol: {protocol!r} is unknown. Allowed: 'grouped', 'slides'.")
+    check_choice("protocol", protocol, ("grouped", "slides"))
     check_whole("seed", seed)
-    if not isinstance(mirror, bool):
-        raise ValueError(f"mirror: {mirror!r} must be True or False.")
+    check_flag("mirror", mirror)
     three = isinstance(fractions, tuple | list) and len(fractions) == 3
     if not three or not all(isinstance(f, float | int) and f > 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"fractions: {fractions} must be three positive numbers that add up to 1.")
+        raise ValueError(f"fractions: {_shown(fractions)} must be three positive numbers that add up to 1.")
 
 
 def split_images(images, protocol="grouped", seed=0, mirror=True, fractions=(0.7, 0.15, 0.15)):
@@ -901,12 +970,6 @@ class PreparedData:
         return self.settings["protocol"] + ("_sample" if self.is_sample else "")
 
 
-def check_data(data):
-    """Raise ValueError unless `data` is a prepared set."""
-    if not isinstance(data, PreparedData):
-        raise ValueError(f"data: a {type(data).__name__} is no prepared set; pass what prepare or load_data returned.")
-
-
 def prepare(images, size=224):
     """Bring all images to uint8 [N, size, size, 3] once, on disk, and return the sides: `.train .val .test`.
 
@@ -917,11 +980,8 @@ def prepare(images, size=224):
     Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read,
     and for a folder that is full or cannot be written to.
     """
-    if size < 1 or int(size) != size:
-        raise ValueError(f"size: {size} must be a positive whole number of pixels.")
-    for column in ("split", "mirrored"):
-        if column not in images:
-            raise ValueError(f"images: column {column!r} is missing; pass the table that split_images returned.")
+    check_size(size)
+    check_table("images", images, ["file", "label", "split", "mirrored"], "split_images")
     for name in SPLITS:
         if not images.split.eq(name).any():
             raise ValueError(f"images: no rows with split {name!r}; {images.file.nunique()} images are too few.")
@@ -947,7 +1007,7 @@ def prepare(images, size=224):
 def load_data(protocol="grouped", seed=0, mirror=True, size=224):
     """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are."""
     _check_split(protocol, seed, mirror)  # before the audit, which takes its time
-    check_whole("size", size, 1)
+    check_size(size)
     images = audit_images(find_images(data_dir()))
     data = prepare(split_images(images, protocol=protocol, seed=seed, mirror=mirror), size=size)
     print(describe_images(images))

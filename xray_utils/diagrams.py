@@ -8,8 +8,8 @@ import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import fx, nn
 
-from .data import check_whole
-from .models import count_parameters
+from .data import check_kind, check_size
+from .models import check_model, count_parameters
 from .plotting import _figure
 
 BLUE, ORANGE, YELLOW, PALE = "#0072B2", "#C44E00", "#F0E442", "#DCEAF5"
@@ -70,12 +70,15 @@ def plot_network(model, size=224):
     height of a box stands for the resolution (for a vector: 1; for patches: their number along a side), its width for
     the channels. Raises ValueError for anything but a network.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model: {model!r} is no network; pass a torch.nn.Module, such as baseline_cnn().")
-    check_whole("size", size, 1)
+    check_model(model)
+    check_size(size)
     parts = [("image", 1, (3, size, size), 0)]
     key = lambda stage: (type(stage[1]), stage[2], stage[3])  # noqa: E731
-    for (kind, shape, each), run in groupby(_stages(model, torch.zeros(1, 3, size, size)), key=key):
+    try:
+        stages = _stages(model, torch.zeros(1, 3, size, size))
+    except RuntimeError as error:
+        raise ValueError(f"model: a picture [1, 3, {size}, {size}] cannot pass it ({str(error)[:200]}).") from error
+    for (kind, shape, each), run in groupby(stages, key=key):
         run = list(run)
         named = len(run) == 1 and not run[0][0].isdigit()
         parts.append((run[0][0] if named else kind.__name__, len(run), shape, each * len(run)))
@@ -149,8 +152,7 @@ def plot_residual_block(block):
 
     Raises ValueError for a module whose steps cannot be followed, or that does not add two paths.
     """
-    if not isinstance(block, nn.Module):
-        raise ValueError(f"block: {block!r} is no network; pass a block such as resnet18().layer1[0].")
+    check_kind("block", block, nn.Module, "network", "a block such as resnet18().layer1[0]")
     modules = dict(block.named_modules())
     change, skip, after = ([_text(node, modules) for node in path] for path in _paths(block))
     with _figure(width=11, height=3) as (figure, axes):

@@ -15,7 +15,19 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import binomtest, sem, t
 from sklearn.metrics import accuracy_score, classification_report
 
-from .data import CLASSES, check_table, check_whole, outputs_dir, repository_dir, whole_file
+from .data import (
+    CLASSES,
+    check_array,
+    check_choice,
+    check_kind,
+    check_number,
+    check_path,
+    check_table,
+    check_whole,
+    outputs_dir,
+    repository_dir,
+    whole_file,
+)
 
 # What the slides of the original course project report: precision, recall and F1 of each class on its test set.
 ORIGINAL = {
@@ -51,8 +63,8 @@ PROBABILITIES = [f"p_{name}" for name in CLASSES]
 
 def check_predictions(predictions, argument="predictions", needed=()):
     """Raise ValueError for a missing column, an empty table, an unknown class, or p_... that are no probabilities."""
-    group = ["group"] if "group" in predictions else []
-    check_table(argument, predictions, ["file", "label", "predicted", *group], "predict")
+    check_table(argument, predictions, ["file", "label", "predicted"], "predict")
+    check_table(argument, predictions, ["group"] if "group" in predictions else [], "predict")
     for column in (name for name in PROBABILITIES if name in predictions):
         good = pd.to_numeric(predictions[column], errors="coerce").between(0, 1)
         if not good.all():
@@ -64,13 +76,19 @@ def check_predictions(predictions, argument="predictions", needed=()):
 def check_dict(argument, tables, hint):
     """Raise ValueError unless `tables` is a dict with something in it."""
     if not isinstance(tables, dict) or not tables:
-        raise ValueError(f"{argument}: there is no table by name in this {type(tables).__name__}; pass {hint}.")
+        raise ValueError(f"{argument}: there is nothing by name in this {type(tables).__name__}; pass {hint}.")
+
+
+def check_tables(argument, tables, needed=(), hint="{'name': the table made by predict, ...}"):
+    """Raise ValueError unless `tables` is `{"name": predictions}`."""
+    check_dict(argument, tables, hint)
+    for name, table in tables.items():
+        check_predictions(table, f"{argument}[{name!r}]", needed)
 
 
 def check_histories(argument, histories, *columns):
     """Raise ValueError unless `histories` is `{"name": table}`, each table with `epoch` and these columns filled."""
-    if not isinstance(histories, dict):
-        raise ValueError(f"{argument}: a {type(histories).__name__} is no dict; pass {{'name': run.history, ...}}.")
+    check_dict(argument, histories, "{'name': run.history, ...}")
     for name, history in histories.items():
         check_table(f"{argument}[{name!r}]", history, ["epoch", *columns], "fit")
 
@@ -118,8 +136,11 @@ def mean_with_groups(table, groups, resamples=2000, seed=0):
     groups: one an image, as `data.test.rows.group`. Rows with a number missing are left out; `images` says how many
     are left. Raises ValueError when none is.
     """
-    if not isinstance(table, pd.DataFrame) or len(table) != len(groups):
-        raise ValueError(f"groups: {len(groups)} of them for a table of {len(table)} rows; give one an image.")
+    check_table("table", table, [], "share_in_lungs, say")
+    check_array("table", table, (len(table), None), "one of finite numbers, or empty cells", lambda x: ~np.isinf(x))
+    names = pd.Series(groups).dropna() if np.ndim(groups) == 1 else ()
+    if len(names) != len(table):
+        raise ValueError(f"groups: {len(names)} of them for a table of {len(table)} rows; give one an image.")
     check_whole("resamples", resamples, 1)
     check_whole("seed", seed)
     good = table.notna().all(axis=1).to_numpy()
@@ -202,8 +223,7 @@ def compare_two(first, second, statistic="accuracy", resamples=2000, seed=0):
     keys = [table[["file", *(["mirrored"] if "mirrored" in table else [])]].astype(str).agg("|".join, axis=1)
             for table in tables]  # fmt: skip
     ones = [_statistics(table, np.ones((1, len(table)))) for table in tables]
-    if statistic not in (known := ones[0].keys() & ones[1].keys()):
-        raise ValueError(f"statistic: {statistic!r} is unknown for these tables. Allowed: {', '.join(sorted(known))}.")
+    check_choice("statistic", statistic, sorted(ones[0].keys() & ones[1].keys()))
     right = [
         pd.Series(table.label.eq(table.predicted).to_numpy(), key) for table, key in zip(tables, keys, strict=True)
     ]
@@ -235,7 +255,7 @@ def compare_pairs(tables):
 
     With k networks there are k (k - 1) / 2 tests: one in twenty of them is below 0.05 by luck alone.
     """
-    check_dict("tables", tables, "{'name': predictions, ...}")
+    check_tables("tables", tables)
     rows = {}
     for first, second in combinations(tables, 2):
         result = compare_two(tables[first], tables[second])
@@ -251,6 +271,8 @@ def compare_pairs(tables):
 def metrics_table(metrics):
     """Every number of `{"name": metrics}` with its 95 % interval, a row a number, a column a name."""
     check_dict("metrics", metrics, "{'name': the metrics of save_results, ...}")
+    for name, one in metrics.items():
+        check_dict(f"metrics[{name!r}]", one, "what save_results or compute_metrics returned")
     keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
     columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
     return pd.DataFrame(
@@ -320,8 +342,7 @@ def fit_temperature(validation):
 def apply_temperature(predictions, temperature):
     """The same predictions with calmer (above 1) or surer (below 1) probabilities; the class stays."""
     check_predictions(predictions, needed=PROBABILITIES)
-    if not 0 < temperature < np.inf:
-        raise ValueError(f"temperature: {temperature!r} must be a positive number.")
+    check_number("temperature", temperature, lambda t: 0 < t < np.inf, "a positive number")
     logits = np.log(predictions[PROBABILITIES].clip(1e-12)) / temperature
     return predictions.assign(**dict(zip(PROBABILITIES, softmax(logits.to_numpy(), axis=1).T, strict=True)))
 
@@ -331,8 +352,7 @@ def beside_original(predictions, network):
 
     Says aloud that these are other test images, and how many there are on either side.
     """
-    if network not in ORIGINAL:
-        raise ValueError(f"network: {network!r} is unknown. Known: {', '.join(ORIGINAL)}.")
+    check_choice("network", network, ORIGINAL)
     ours, original = report(predictions), ORIGINAL[network]
     theirs = pd.DataFrame.from_dict(original["classes"], "index", columns=["precision", "recall", "f1"])
     theirs.loc["macro avg", "f1"], theirs.loc["accuracy", "f1"] = original["macro_f1"], original["accuracy"]
@@ -379,6 +399,11 @@ def save_results(run, predictions, validation=None):
     Raises ValueError when a table (which carries the fingerprint of its images in `attrs`, if `predict` made it) is
     not of the test or validation images of `run`.
     """
+    check_predictions(predictions)
+    if validation is not None:
+        check_predictions(validation, "validation")
+    if not hasattr(run, "folder") or not hasattr(run, "config"):
+        raise ValueError(f"run: a {type(run).__name__} is no run; pass what fit or load_run returned.")
     metrics = compute_metrics(predictions)
     for argument, side, table in (("validation", "val", validation), ("predictions", "test", predictions)):
         if table is None:
@@ -404,6 +429,8 @@ def load_results(names, folder=None):
     Raises ValueError for names that are none of a run, FileNotFoundError for a `folder` that is not there.
     """
     _check_names(names)
+    if folder is not None:
+        check_path("folder", folder, "one of run folders, or None")
     runs = Path(folder) if folder else outputs_dir("runs")
     if folder and not runs.is_dir():
         raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give one of run folders, or None.")
@@ -442,10 +469,11 @@ def compare(results):
     Runs with the same `test set` (the start of its fingerprint) were tested on the very same images, others were not.
     Raises ValueError when there are no results, or their histories lack something.
     """
-    if not isinstance(results, dict):
-        raise ValueError(f"results: a {type(results).__name__} is no dict; pass what load_results returned.")
-    if not results:
+    if isinstance(results, dict) and not results:
         raise ValueError("results: there are none; run the notebooks 03, 04 and 05 first.")
+    check_dict("results", results, "what load_results returned")
+    for name, result in results.items():
+        check_kind(f"results[{name!r}]", result, Result, "result of a run", "what load_results returned")
     histories = {name: result.history for name, result in results.items()}
     check_histories("results", histories, "val_loss", "val_accuracy")
     rows = []
@@ -479,9 +507,10 @@ def compare(results):
 
 def with_interval(metrics, key):
     """A number with its 95 % interval as text, such as "0.897 [0.861, 0.930]"."""
-    if f"{key}_interval" not in metrics:
-        known = ", ".join(name.removesuffix("_interval") for name in metrics if name.endswith("_interval"))
-        raise ValueError(f"key: {key!r} is no number with an interval. Known: {known}.")
+    check_kind("metrics", metrics, dict, "dict", "what save_results or compute_metrics returned")
+    known = [name.removesuffix("_interval") for name in metrics if name.endswith("_interval")]
+    check_dict("metrics", dict.fromkeys(known), "what save_results or compute_metrics returned")
+    check_choice("key", key, known)
     if metrics[key] is None:
         return "cannot be said"
     low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
@@ -490,8 +519,7 @@ def with_interval(metrics, key):
 
 def save_table(table, name):
     """Write a table to `outputs/tables`, as name.csv, whole or not at all; returns its path."""
-    if not isinstance(table, pd.DataFrame):
-        raise ValueError(f"table: a {type(table).__name__} is no pandas DataFrame.")
+    check_kind("table", table, pd.DataFrame, "pandas DataFrame", "a table")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
         raise ValueError(f"name: {name!r} must be a plain file name without ending, such as 'accuracies'.")
     path = outputs_dir("tables", f"{name}.csv")
@@ -529,7 +557,11 @@ def make_missing_runs(names):
 
 
 def _check_names(names):
-    if isinstance(names, str) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if (
+        isinstance(names, str)
+        or not np.iterable(names)
+        or not all(isinstance(name, str) and Path(name).name == name for name in names)
+    ):
         raise ValueError(f"names: {names!r} must be a list of run names, such as ['baseline_cnn_grouped'].")
 
 

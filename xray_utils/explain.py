@@ -23,14 +23,20 @@ from .data import (
     _audit_one,
     _root,
     audit_images,
+    check_array,
+    check_choice,
     check_data,
+    check_kind,
+    check_number,
+    check_size,
+    check_split,
     check_table,
     check_whole,
     find_images,
     read_image,
     resize,
 )
-from .evaluation import PROBABILITIES, check_dict, compute_metrics
+from .evaluation import PROBABILITIES, check_predictions, check_tables, compute_metrics
 from .lungs import lung_fields
 
 CENTRE = (0.12, 0.88)  # of the height and the width: the box that holds the lungs on most radiographs
@@ -97,10 +103,9 @@ def change_split(split, change):
 
     Raises ValueError for an unknown name.
     """
-    if not isinstance(split, Split):
-        raise ValueError(f"split: a {type(split).__name__} is no side of a prepared set; pass data.test, say.")
-    if not callable(change) and change not in CHANGES:
-        raise ValueError(f"change: {change!r} is unknown. Allowed: {', '.join(map(repr, CHANGES))}, or a function.")
+    check_kind("split", split, Split, "side of a prepared set", "data.test, say")
+    if not callable(change):
+        check_choice("change", change, CHANGES, ", or a function")
     changed = ChangedSplit(split.rows, split.pixels, split.positions)
     changed.change = change if callable(change) else CHANGES[change]
     return changed
@@ -119,10 +124,9 @@ def plant_marker(split, shift=0, share=0.07):
     Stripes for covid, columns for normal, a chessboard for virus; `shift=1` gives each class the stamp of the next.
     share: width of the stamp, of that of the picture.
     """
-    if not isinstance(split, Split):
-        raise ValueError(f"split: a {type(split).__name__} is no side of a prepared set; pass data.test, say.")
-    if not 0 < share <= 0.5:
-        raise ValueError(f"share: {share!r} must be above 0 and at most 0.5 of the width.")
+    check_split(split)
+    check_whole("shift", shift)
+    check_number("share", share, lambda s: 0 < s <= 0.5, "above 0 and at most 0.5 of the width")
     pixels = split.take(np.arange(len(split)))
     width = max(4, round(share * pixels.shape[1]))
     y, x = np.indices((width, width)) // 2 % 2
@@ -141,6 +145,9 @@ def guess(features, rows, seed=0, folds=5):
     file, label and group. Raises ValueError when a class has fewer groups than there are folds.
     """
     check_table("rows", rows, ["file", "label", "group"], "audit_images")
+    check_array("features", features, (len(rows), None), f"features of the {len(rows)} rows")
+    check_whole("seed", seed)
+    check_whole("folds", folds, 2)
     groups = rows.groupby("label").group.nunique()
     if groups.min() < folds:
         raise ValueError(f"folds: {folds} are more than the {groups.min()} groups of class {groups.idxmin()!r}.")
@@ -185,6 +192,7 @@ def try_to_break(data, seed=0):
     Logistic regressions (`guess`) on the metadata of the files, on the border of the picture, on the whole picture
     shrunk to 16 x 16 pixels, and on that with shuffled labels (each group keeps one: what luck gives).
     """
+    check_whole("seed", seed)
     split = all_images(data)
     rows = split.rows
     whole = thumbnail_features(split)
@@ -203,7 +211,7 @@ AT_CHANCE = ("metadata only", "only the border")  # what tells nothing of the cl
 
 def judge(experiments):
     """A table of `try_to_break`: balanced accuracy with its interval, and what an innocent data set would give."""
-    check_dict("experiments", experiments, "what try_to_break returned")
+    check_tables("experiments", experiments, hint="what try_to_break returned")
     rows = {}
     for name, predictions in experiments.items():
         metrics = compute_metrics(predictions)
@@ -249,12 +257,18 @@ def overview(judged, answers, retrained=None, stamped=None, home_and_away=None):
     score is balanced accuracy, or that AUC; innocent is what the experiment would give if the network read the lungs
     alone: chance where they are hidden, no loss where they are not. guilty: the whole interval lies beyond that.
     """
-    if not isinstance(judged, pd.DataFrame) or "balanced accuracy" not in judged:
-        raise ValueError("judged: it has no column 'balanced accuracy'; pass the table made by judge.")
-    for argument, tables in (("answers", answers), ("retrained", retrained or {"as it is": None})):
-        check_dict(argument, tables, "{'as it is': predictions, ...}")
+    check_table("judged", judged, ["balanced accuracy", "low", "high", "innocent"], "judge")
+    for argument, tables in (("answers", answers), ("retrained", retrained)):
+        if argument == "retrained" and (tables is None or isinstance(tables, dict) and not tables):
+            continue
+        check_tables(argument, tables, PROBABILITIES)
         if "as it is" not in tables:
             raise ValueError(f"{argument}: 'as it is' is missing; found {', '.join(map(repr, tables))}.")
+    for argument, pair in (("stamped", stamped), ("home_and_away", home_and_away)):
+        if pair is not None and (not isinstance(pair, list | tuple) or len(pair) != 2):
+            raise ValueError(f"{argument}: a {type(pair).__name__} is no pair; pass two tables made by predict.")
+        for i, table in enumerate(pair or ()):
+            check_predictions(table, f"{argument}[{i}]", PROBABILITIES)
     rows = judged.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "innocent"]].copy()
     rows["guilty"] = rows.low > rows.innocent
 
@@ -290,7 +304,7 @@ def load_external(folder, images, size=224, near=0.95):
     absent. Raises ValueError when nothing is left.
     """
     check_table("images", images, ["file", "label", "problem"], "audit_images")
-    check_whole("size", size, 1)
+    check_size(size)
     external = audit_images(find_images(folder, least_classes=1), near)
     external = external[external.problem.eq("")].reset_index(drop=True)
     ours, theirs = (

@@ -4,22 +4,13 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import rankdata
-from torch import nn
 from torch.nn import functional as F
 
-from .data import CLASSES, Split, check_whole
+from .data import CLASSES, check_whole
 from .models import build, logits_of
-from .training import batches, predict, to_input
+from .training import batches, check_use, memory_for, predict, to_input
 
 LAST_CONV = {"baseline_cnn": "7", "resnet18": "layer4"}  # the stage before the pooling: 56 x 56, 7 x 7 of 224 x 224
-
-
-def _check(model, split, batch_size):
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model: {model!r} is no network; pass run.model, say.")
-    if not isinstance(split, Split) or len(split) == 0:
-        raise ValueError(f"split: a {type(split).__name__} is no side with images of a prepared set; pass data.test.")
-    check_whole("batch_size", batch_size, 1)
 
 
 def _indices(target, split):
@@ -49,11 +40,11 @@ def grad_cam(model, split, target=None, layer=None, batch_size=32):
     A map is all 0 where nothing speaks for the class. The model is left as it was. Raises ValueError for a network
     whose last stage is not known, or that is no CNN there.
     """
-    _check(model, split, batch_size)
+    check_use(model, split, batch_size)
     target = _indices(target, split)
-    layer = layer or LAST_CONV.get(getattr(model, "spec", {}).get("network"))
+    layer = LAST_CONV.get(getattr(model, "spec", {}).get("network")) if layer is None else layer
     modules = dict(model.named_modules())
-    if layer not in modules:
+    if not isinstance(layer, str) or layer not in modules:
         raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution stage.")
     kept, device, was_training = [], next(model.parameters()).device, model.training
     handle = modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output))
@@ -61,15 +52,15 @@ def grad_cam(model, split, target=None, layer=None, batch_size=32):
     try:
         model.eval()
         for indices in batches(split, batch_size):
-            with torch.enable_grad():  # from the input on: the weights may be frozen
+            with memory_for(len(indices)), torch.enable_grad():  # from the input on: the weights may be frozen
                 logits = logits_of(model, to_input(split.take(indices), model, device).requires_grad_())
-            stage = kept.pop()
-            if stage.ndim != 4:
-                raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no maps [B, C, h, w].")
-            classes = logits.argmax(1) if target is None else torch.from_numpy(target[indices]).to(device)
-            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
-            weighed = (gradient.mean((2, 3), keepdim=True) * stage).sum(1).relu().detach()
-            maps.append(_to_image(weighed, split.pixels.shape[1:3]))
+                stage = kept.pop()
+                if stage.ndim != 4:
+                    raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no maps [B, C, h, w].")
+                classes = logits.argmax(1) if target is None else torch.from_numpy(target[indices]).to(device)
+                (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
+                weighed = (gradient.mean((2, 3), keepdim=True) * stage).sum(1).relu().detach()
+                maps.append(_to_image(weighed, split.pixels.shape[1:3]))
     finally:
         handle.remove()
         model.train(was_training)
@@ -83,7 +74,7 @@ def attention_rollout(model, split, batch_size=16):
     Attention of the heads averaged, half of it the skip connection, multiplied layer by layer (arXiv:2005.00928). It
     is the same for every class. The model is left as it was. Raises ValueError for anything but a Hugging Face ViT.
     """
-    _check(model, split, batch_size)
+    check_use(model, split, batch_size)
     config = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "vit":
         raise ValueError(f"model: a {type(model).__name__} is no Hugging Face ViT; use grad_cam for a CNN.")
@@ -93,11 +84,12 @@ def attention_rollout(model, split, batch_size=16):
         model.eval()
         config._attn_implementation = "eager"  # the only one that shows its attention
         for indices in batches(split, batch_size):
-            images = to_input(split.take(indices), model, device)
             rollout = None
-            for layer in model(pixel_values=images, output_attentions=True).attentions:  # each [B, heads, T, T]
-                step = (layer.float().mean(1) + torch.eye(layer.shape[-1], device=device)) / 2
-                rollout = step if rollout is None else step @ rollout
+            with memory_for(len(indices)):
+                images = to_input(split.take(indices), model, device)
+                for layer in model(pixel_values=images, output_attentions=True).attentions:  # each [B, heads, T, T]
+                    step = (layer.float().mean(1) + torch.eye(layer.shape[-1], device=device)) / 2
+                    rollout = step if rollout is None else step @ rollout
             side = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
             maps.append(_to_image(rollout[:, 0, 1:].unflatten(1, side), split.pixels.shape[1:3]))
     finally:
@@ -106,16 +98,16 @@ def attention_rollout(model, split, batch_size=16):
     return np.concatenate(maps)
 
 
-def where_it_looks(model, split, target=None):
+def where_it_looks(model, split, target=None, batch_size=16):
     """The map of each image, float32 [B, H, W] in 0..1: `grad_cam` of a CNN, `attention_rollout` of a ViT.
 
     target: see `grad_cam`. Raises ValueError for a target with a ViT, whose rollout knows no class.
     """
     if getattr(getattr(model, "config", None), "model_type", None) != "vit":
-        return grad_cam(model, split, target)
+        return grad_cam(model, split, target, batch_size=batch_size)
     if target is not None:
         raise ValueError(f"target: {target!r} has no meaning for a ViT: its rollout is the same for every class.")
-    return attention_rollout(model, split)
+    return attention_rollout(model, split, batch_size)
 
 
 # ---------------------------------------------------------------- in the lungs?
@@ -156,21 +148,21 @@ def randomised(model, seed=0):
     return other.to(device).eval()
 
 
-def sanity_check(model, split, seed=0):
+def sanity_check(model, split, seed=0, batch_size=16):
     """Rank correlation of each map with that of the same network with random weights, [B] (Adebayo et al. 2018).
 
     A map that stays alike shows the picture or the architecture, and nothing that was learned (arXiv:1810.03292): near
     0 is good, near 1 disqualifies the map. The class asked for is the one that the trained network predicts. Not a
     number where one of the two maps is the same everywhere. Raises ValueError for a network that is none of the course.
     """
-    _check(model, split, 1)
+    check_use(model, split, batch_size)
     check_whole("seed", seed)
     if not hasattr(model, "spec"):
         raise ValueError(f"model: a {type(model).__name__} is no network of the course; it cannot be built again.")
-    target = None if model.spec["network"] == "vit" else predict(model, split).predicted.to_list()
+    target = None if model.spec["network"] == "vit" else predict(model, split, batch_size).predicted.to_list()
     ranks = []
     for one in (model, randomised(model, seed)):
-        maps = where_it_looks(one, split, target)
+        maps = where_it_looks(one, split, target, batch_size)
         ranks.append(rankdata(maps.reshape(len(maps), -1), axis=1))
         ranks[-1] -= ranks[-1].mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):

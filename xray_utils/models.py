@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .data import CLASSES, check_whole
+from .data import CLASSES, check_flag, check_kind, check_whole
 
 IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF_STATISTICS = ([0.5] * 3, [0.5] * 3)  # pixels to -1..1
@@ -118,6 +118,7 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
 
     check_whole("num_classes", num_classes, 2)
     check_whole("seed", seed)
+    check_flag("freeze", freeze)
     names = CLASSES if num_classes == len(CLASSES) else [f"class {i}" for i in range(num_classes)]
     labels = dict(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
     with torch.random.fork_rng(devices=[]):
@@ -196,8 +197,18 @@ def logits_of(model, images):
     return getattr(output, "logits", output)
 
 
+def check_model(model, use=False):
+    """Raise ValueError unless `model` is a network, and, if it is to be used, says what pixels it expects."""
+    check_kind("model", model, nn.Module, "network", "a torch.nn.Module, such as baseline_cnn() or run.model")
+    if use and not (hasattr(model, "input_mean") and hasattr(model, "input_std")):
+        raise ValueError(
+            f"model: a {type(model).__name__} does not say what pixels it expects; for -1 to 1 model.input_mean = "
+            "model.input_std = [0.5] * 3."
+        )
+
+
 def count_parameters(model, trainable=False):
     """Number of parameters, or of those that are trained."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model: {model!r} is no network; pass a torch.nn.Module, such as baseline_cnn().")
+    check_model(model)
+    check_flag("trainable", trainable)
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)

@@ -17,7 +17,14 @@ from .data import (
     CLASSES,
     SPLITS,
     _root,
+    check_array,
+    check_choice,
     check_data,
+    check_flag,
+    check_kind,
+    check_number,
+    check_size,
+    check_split,
     check_table,
     check_whole,
     is_sample,
@@ -33,6 +40,7 @@ from .evaluation import (
     check_dict,
     check_histories,
     check_predictions,
+    check_tables,
     compute_metrics,
     reliability,
     with_interval,
@@ -85,10 +93,7 @@ def save_figure(figure, name):
 
     Raises ValueError for anything but a matplotlib Figure, or a name that is no plain file name.
     """
-    if not isinstance(figure, Figure):
-        raise ValueError(
-            f"figure: {type(figure).__name__} is no matplotlib Figure, such as every plot function returns."
-        )
+    check_kind("figure", figure, Figure, "matplotlib Figure", "what a plot function returned")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
         raise ValueError(f"name: {name!r} must be a plain file name without ending, such as 'history'.")
     with plt.rc_context(STYLE):
@@ -240,7 +245,7 @@ def plot_colour(images):
 def plot_mean_images(images, size=128, at_most=150):
     """Mean image of each class over at most `at_most` images, and its difference from the mean of all."""
     images = _readable(images, "file", "label")
-    check_whole("size", size, 1)
+    check_size(size)
     check_whole("at_most", at_most, 1)
     means = {}
     present = [name for name in CLASSES if images.label.eq(name).any()]
@@ -354,6 +359,7 @@ def plot_patches(pixels, patch_size, synthetic=False):
         what = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise ValueError(f"pixels: {what} must be uint8 [H, W, 3], such as data.train.take([0])[0].")
     check_whole("patch_size", patch_size, 1)
+    check_flag("synthetic", synthetic)
     height, width = pixels.shape[:2]
     if height % patch_size or width % patch_size:
         raise ValueError(f"patch_size: {patch_size} does not divide {height}x{width} pixels.")
@@ -414,10 +420,12 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
 
     predictions: the table of one run, or `{"name": table}` for several in one figure, titled by their names.
     """
+    check_kind("title", title, str, "title", "a string")
+    if isinstance(predictions, dict):
+        check_tables("predictions", predictions)
+    else:
+        check_predictions(predictions)
     tables = predictions if isinstance(predictions, dict) else {title: predictions}
-    check_dict("predictions", tables, "the table made by predict or {'name': table}")
-    for table in tables.values():
-        check_predictions(table)
     columns = min(4, len(tables))
     rows = -(-len(tables) // columns)
     each = 4.3 if columns == 1 else 3.1  # inches
@@ -447,17 +455,21 @@ def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
     returned for them, drawn as an outline, dotted where it is not to be trusted. Raises ValueError where these do not
     belong together.
     """
+    check_split(split)
     check_dict("maps", maps, "{'name': the maps of where_it_looks}")
-    check_dict("predictions", predictions, "{'name': the table made by predict}")
-    if which not in ("wrong", "correct"):
-        raise ValueError(f"which: {which!r} is unknown. Allowed: 'wrong', 'correct'.")
+    for name, some in maps.items():
+        if np.ndim(some) != 3:
+            raise ValueError(f"maps[{name!r}]: {np.shape(some)} must be [B, H, W], the maps of where_it_looks.")
+    check_tables("predictions", predictions, PROBABILITIES)
+    check_choice("which", which, ("wrong", "correct"))
     check_whole("count", count, 1)
     for name, table in predictions.items():
-        check_predictions(table, f"predictions[{name!r}]", PROBABILITIES)
         if name not in maps or len(maps[name]) != len(table) or table.file.tolist() != split.rows.file.tolist():
             raise ValueError(
                 f"predictions[{name!r}]: not of the same images as maps and split; make all from one split."
             )
+    if lungs is not None and not hasattr(lungs, "masks"):
+        raise ValueError(f"lungs: a {type(lungs).__name__} is none; pass what lung_fields returned, or None.")
     if lungs is not None and len(lungs.masks) != len(split):
         raise ValueError(f"lungs: {len(lungs.masks)} masks for {len(split)} images; pass lung_fields of all of them.")
     with _figure(len(predictions), count, 1.9 * count, 2.25 * len(predictions)) as (figure, axes):
@@ -548,7 +560,7 @@ def plot_roc(predictions):
 
 def plot_reliability(predictions):
     """Confidence against accuracy in ten bins, for each table of `{"name": table}`; the area of a dot is its images."""
-    check_dict("predictions", predictions, "{'name': predictions, ...}")
+    check_tables("predictions", predictions, PROBABILITIES)
     with _figure(1, len(predictions), 4.2 * len(predictions), 4.2, sharey=True) as (figure, axes):
         for axis, (name, table) in zip(axes[0], predictions.items(), strict=True):
             bins = reliability(table)
@@ -619,10 +631,11 @@ def plot_home_and_away(internal, external):
 
     A point an image; the AUC of covid against normal stands in the title. Classes that are absent have no column.
     """
+    check_predictions(internal, "internal", PROBABILITIES)
+    check_predictions(external, "external", PROBABILITIES)
     tables = {"at home (test images)": internal, "elsewhere": external}
     with _figure(1, 2, 10, 4, sharey=True) as (figure, axes):
         for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-            check_predictions(table, "internal" if axis is axes[0, 0] else "external", PROBABILITIES)
             two = table[table.label.isin(["covid", "normal"])]
             area = with_interval(compute_metrics(two), "auc_covid")
             sns.stripplot(
@@ -641,9 +654,13 @@ def plot_risk_coverage(tables, doubts, threshold):
 
     The ring marks what `threshold` leaves; see `robust.risk_coverage`.
     """
-    check_dict("tables", tables, "{'home': predictions, ...}")
+    check_tables("tables", tables)
+    check_dict("doubts", doubts, "{'home': doubts, ...}")
+    check_number("threshold", threshold, lambda t: t == t, "a number")
     if set(doubts) != set(tables):
         raise ValueError(f"doubts: {sorted(doubts)} are not the names of the tables, {sorted(tables)}.")
+    for name, doubt in doubts.items():
+        check_array(f"doubts[{name!r}]", doubt, (len(tables[name]),), "one number an image", lambda x: ~np.isnan(x))
     with _figure(width=7, height=4) as (figure, axes):
         axis = axes[0, 0]
         for (name, table), colour in zip(tables.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False):

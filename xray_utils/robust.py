@@ -4,7 +4,6 @@ Where each class has its own hospital, a network of all classes may learn the ho
 ill and well there is nothing of it to learn: what tells the two apart there can be carried to another place.
 """
 
-import numbers
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +16,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from .data import Split, check_data, check_table
+from .data import Split, check_array, check_choice, check_data, check_number, check_table
 from .evaluation import PROBABILITIES, check_predictions, compute_metrics, mean_with_groups
 from .lungs import check_pixels, lung_fields
-from .training import batches, to_input
+from .training import batches, check_use, memory_for, to_input
 
 
 def equalise(pixels):
@@ -40,8 +39,7 @@ def crop_lungs(pixels, margin=0.05):
     margin: kept around the lungs, a share of the width of the picture. Where `lung_fields` finds no lung the picture
     stays as it is. For `change_data`. Raises ValueError for anything but such pixels, or a bad margin.
     """
-    if not isinstance(margin, numbers.Real) or not 0 <= margin <= 1:
-        raise ValueError(f"margin: {margin!r} must be a share of the width, from 0 to 1.")
+    check_number("margin", margin, lambda m: 0 <= m <= 1, "a share of the width, from 0 to 1")
     masks, (height, width), out = lung_fields(pixels).masks, pixels.shape[1:3], []
     for one, mask in zip(pixels, masks, strict=True):
         box = (0, 0, width, height)
@@ -64,8 +62,7 @@ def against_normal(predictions, illness="covid"):
     None leaves the probabilities as they are.
     """
     check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
-    if illness not in ("covid", "virus", None):
-        raise ValueError(f"illness: {illness!r} is unknown. Allowed: 'covid', 'virus', None.")
+    check_choice("illness", illness, ("covid", "virus", None))
     table = predictions[predictions.label.ne("virus")].copy()
     if illness is None:
         return table
@@ -104,17 +101,17 @@ def shared_sources(data):
 @torch.no_grad()
 def features(model, split, batch_size=64):
     """What the last layer of a network sees of each image of `split`: float32 [images, features], in fp32."""
-    layers = [layer for layer in getattr(model, "modules", list)() if isinstance(layer, torch.nn.Linear)]
+    check_use(model, split, batch_size)
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     if not layers:
         raise ValueError(f"model: {str(model)[:50]!r} has no linear layer at its end, whose input to take.")
-    if not isinstance(split, Split) or not len(split):
-        raise ValueError(f"split: a {type(split).__name__} is no side with images of a prepared set; pass data.test.")
     device, found, was_training = next(model.parameters()).device, [], model.training
     hook = layers[-1].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
     model.eval()
     try:
         for indices in batches(split, batch_size):
-            model(to_input(split.take(indices), model, device))
+            with memory_for(len(indices)):
+                model(to_input(split.take(indices), model, device))
     finally:
         hook.remove()
         model.train(was_training)
@@ -127,11 +124,10 @@ def ill_scores(known, rows, asked):
     A logistic regression on the features `known` of training `rows`, of those alone that lie `within_sources`: it has
     never had to tell one hospital from another.
     """
-    within, known, asked = within_sources(rows), np.asarray(known, float), np.asarray(asked, float)
-    if known.ndim != 2 or len(known) != len(rows):
-        raise ValueError(f"known: {known.shape} must be features of the {len(rows)} rows; see features.")
-    if asked.ndim != 2 or asked.shape[1] != known.shape[1]:
-        raise ValueError(f"asked: {asked.shape} must be as many features an image as known has, {known.shape[1]}.")
+    within = within_sources(rows)
+    known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
+    d = known.shape[1]
+    asked = check_array("asked", asked, (None, d), f"as many features an image as known has, {d}")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     with threadpool_limits(1):  # the same bits on any number of cores
         model.fit(known[within], rows.label.to_numpy()[within] != "normal")
@@ -157,10 +153,8 @@ def doubts(predictions, ill):
 
 def _one_each(argument, numbers, predictions):
     """`numbers` as an array, one for each prediction; raise ValueError for another count or not a number."""
-    numbers = np.asarray(numbers, float)
-    if numbers.shape != (len(predictions),) or np.isnan(numbers).any():
-        raise ValueError(f"{argument}: {numbers.shape} must be one number for each of {len(predictions)} predictions.")
-    return numbers
+    n = len(predictions)
+    return check_array(argument, numbers, (n,), f"one number for each of {n} predictions", lambda x: ~np.isnan(x))
 
 
 def risk_coverage(predictions, doubt):
@@ -184,6 +178,7 @@ def refuse(predictions, doubt, threshold):
     or not called covid.
     """
     check_predictions(predictions)
+    check_number("threshold", threshold, lambda t: t == t, "a number")
     kept = _one_each("doubt", doubt, predictions) <= threshold
     covid, normal = (predictions.label.eq(name).to_numpy() for name in ("covid", "normal"))
     safe = ~kept | predictions.predicted.ne("covid").to_numpy()

@@ -5,10 +5,10 @@ import hashlib
 import io
 import json
 import math
-import numbers
 import pickle
 import textwrap
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,21 @@ from accelerate.utils import set_seed
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from .data import CLASSES, check_data, outputs_dir, progress, whole_file
+from .data import (
+    CLASSES,
+    check_choice,
+    check_data,
+    check_flag,
+    check_number,
+    check_path,
+    check_split,
+    check_whole,
+    outputs_dir,
+    progress,
+    whole_file,
+)
 from .environment import report_requirements
-from .models import build, count_parameters, load_weights, logits_of
+from .models import build, check_model, count_parameters, load_weights, logits_of
 
 SCHEDULES = ("plateau", "cosine", "constant")
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -53,6 +65,28 @@ def batches(split, batch_size, rng=None):
     """Index arrays of at most `batch_size`, in random order if a numpy generator is given."""
     order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@contextmanager
+def memory_for(batch_size):
+    """Where memory runs out on a batch of so many images: RuntimeError, with the batch size to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not full:  # torch on a CPU says the latter
+            raise
+        way_out = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
+        raise RuntimeError(
+            f"batch_size: {batch_size} is too large for the memory of this device; {way_out}."
+        ) from error
+
+
+def check_use(model, split, batch_size):
+    """Raise ValueError unless `model` is a network, and `split` a side with images, that can be put through it."""
+    check_model(model, use=True)
+    check_split(split)
+    check_whole("batch_size", batch_size, 1)
 
 
 def to_input(pixels, model, device):
@@ -129,8 +163,7 @@ AUGMENTATIONS = {"mild": augment_mild, "strong": augment_strong}
 
 def choose_precision(precision="auto", device=None):
     """ "fp32", "bf16" or "fp16": as asked, or what this processor or GPU is good at for "auto"."""
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"precision: {precision!r} is unknown. Allowed: 'auto', {', '.join(map(repr, PRECISIONS))}.")
+    check_choice("precision", precision, ("auto", *PRECISIONS))
     if precision != "auto":
         return precision
     kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
@@ -164,17 +197,16 @@ def estimate_time(model, data, epochs, batch_size=32, precision="auto"):
 
     A batch is trained up to three times, and the fastest counts, if that takes less than ten seconds. On the bundled
     sample and on a GPU nothing is said and None returned: there is no need. `model`, and the random numbers that come
-    after, stay as they are. Raises ValueError for what `fit` would not take.
+    after, stay as they are. Raises ValueError for what `fit` would not take, RuntimeError when memory runs out.
     """
-    check_data(data)
-    _check_arguments(model, data, "estimate", epochs, 1, batch_size, 0, "adam", 0, "constant", 0, None)
+    _check_material(model, data, epochs, batch_size)
     precision, device = choose_precision(precision), Accelerator().device
     if data.is_sample or device.type != "cpu":
         return None
     network = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
     indices, timings = np.arange(batch_size), []  # of each: seconds of training, and of them of the answer alone
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), memory_for(batch_size):
         while not timings or len(timings) < 3 and sum(t[0] for t in timings) < 10:
             start = time.perf_counter()
             images = to_input(data.train.take(indices), model, device)
@@ -236,21 +268,19 @@ def fit(
     Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
     RuntimeError when memory runs out, with a batch size to try, and OSError when the run folder cannot be written.
     """
-    _check_arguments(
-        model, data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
-    )
-    if augment not in (allowed := (False, True, *AUGMENTATIONS)):
-        raise ValueError(f"augment: {augment!r} is unknown. Allowed: {', '.join(map(repr, allowed))}.")
-    AcceleratorState._reset_state(reset_partial_state=False)  # a notebook fits many times, at any precision
     precision = choose_precision(precision)
-    accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
-    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 without a word
-        raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
     settings = dict(
         epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, optimizer=optimizer, weight_decay=weight_decay
     )
     settings |= dict(schedule=schedule, warmup=warmup, class_weights=class_weights, early_stopping=early_stopping)
-    settings |= dict(augment=augment, precision=precision)
+    settings |= dict(augment=augment)
+    _check_settings(name, **settings)
+    _check_material(model, data, epochs, batch_size)
+    settings["precision"] = precision
+    AcceleratorState._reset_state(reset_partial_state=False)  # a notebook fits many times, at any precision
+    accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 without a word
+        raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
     config = _config(model, data, name, settings)
     folder = _run_folder(name, config)
     if (folder / "finished.json").is_file():
@@ -335,14 +365,9 @@ def fit(
         kept = _kept(folder, history)
         print(f"{folder.name}: interrupted in epoch {len(history) + 1}. {kept} The same call goes on.")
         raise  # so that "run all" stops here, and nothing is tested half-trained
-    except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not full:  # torch on a CPU says the latter
+    except (RuntimeError, MemoryError):
+        with memory_for(batch_size):
             raise
-        way_out = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
-        raise RuntimeError(
-            f"batch_size: {batch_size} is too large for the memory of this device; {way_out}."
-        ) from error
     else:
         if accelerator.is_main_process:
             with whole_file(folder / "finished.json") as path:
@@ -353,42 +378,37 @@ def fit(
     return load_run(folder, model)
 
 
-def _check_arguments(
-    model, data, name, epochs, lr, batch_size, seed, optimizer, weight_decay, schedule, warmup, early_stopping
+def _check_settings(
+    name, lr, seed, optimizer, weight_decay, schedule, warmup, class_weights, early_stopping, augment, **_
 ):
-    for argument, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{argument}: {value!r} must be a whole number of at least 1.")
-    for argument, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup", warmup)):
-        if not isinstance(value, numbers.Real):
-            raise ValueError(f"{argument}: {value!r} must be a number.")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr: {lr!r} must be a positive number.")
-    if not isinstance(seed, int) or not 0 <= seed <= 4_000_000:  # seed * 1000 + epoch is to fit in 32 bits
-        raise ValueError(f"seed: {seed!r} must be a whole number from 0 to 4,000,000.")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay: {weight_decay!r} must be 0 or a positive number.")
-    if early_stopping is not None and (not isinstance(early_stopping, numbers.Real) or early_stopping < 1):
-        raise ValueError(f"early_stopping: {early_stopping!r} must be None or at least 1 epoch.")
+    check_number("lr", lr, lambda x: 0 < x < math.inf, "a positive number")
+    check_whole("seed", seed, 0, 4_000_000)  # seed * 1000 + epoch is to fit in 32 bits
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_number("weight_decay", weight_decay, lambda x: 0 <= x < math.inf, "0 or a positive number")
+    check_choice("schedule", schedule, SCHEDULES)
+    check_number("warmup", warmup, lambda x: 0 <= x < 1, "a share of all steps, from 0 to below 1")
     if warmup and schedule == "plateau":
         raise ValueError(f"warmup: {warmup!r} goes with schedule 'cosine' or 'constant', not with 'plateau'.")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup: {warmup!r} must be a share of all steps, from 0 to below 1.")
-    for argument, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
-        if value not in allowed:
-            raise ValueError(f"{argument}: {value!r} is unknown. Allowed: {', '.join(map(repr, allowed))}.")
-    if not name or Path(name).name != name or name.startswith("."):
+    check_flag("class_weights", class_weights)
+    if early_stopping is not None:
+        check_whole("early_stopping", early_stopping, 1, more=", or None")
+    if not isinstance(augment, bool):
+        check_choice("augment", augment, tuple(AUGMENTATIONS), ", True or False")
+    if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or name[:1] in ("", "."):
         raise ValueError(f"name: {name!r} must be a plain folder name, such as 'baseline_cnn'.")
+
+
+def _check_material(model, data, epochs, batch_size):
+    check_model(model, use=True)
+    check_data(data)
+    check_whole("epochs", epochs, 1)
+    check_whole("batch_size", batch_size, 1)
     for side in ("train", "val"):
         rows = getattr(data, side).rows
         if rows.empty:
             raise ValueError(f"data: {side} is empty.")
         if wrong := sorted(set(rows.label) - set(CLASSES)):
             raise ValueError(f"data: label {wrong[0]!r} in {side} is none of the classes {', '.join(CLASSES)}.")
-    if not hasattr(model, "input_mean") or not hasattr(model, "input_std"):
-        raise ValueError(
-            "model: it does not say what pixels it expects; for -1 to 1 model.input_mean = model.input_std = [0.5] * 3."
-        )
     if batch_size > len(data.train):
         raise ValueError(f"batch_size: {batch_size} is larger than the data; at most the {len(data.train)} of train.")
     classes = getattr(model, "spec", {}).get("num_classes", len(CLASSES))
@@ -542,8 +562,12 @@ def _resume(folder, model, optimizer, plateau, accelerator):
 def load_run(run, model=None):
     """A run from its name or folder, with the weights that were best on validation.
 
-    Raises FileNotFoundError when there is no such run, or none of its epochs is complete.
+    Raises FileNotFoundError when there is no such run, or none of its epochs is complete, ValueError for a `model`
+    that is not the one of the run.
     """
+    check_path("run", run, "the name or folder of one")
+    if model is not None:
+        check_model(model)
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
     for file in ("config.json", "history.csv", "best.safetensors"):
         if not (folder / file).is_file():
@@ -551,7 +575,10 @@ def load_run(run, model=None):
     config = json.loads((folder / "config.json").read_text())
     if model is None:
         model = build(config["network"], config["input_mean"], config["input_std"])
-    model.load_state_dict(load_weights(folder / "best.safetensors"))
+    try:
+        model.load_state_dict(load_weights(folder / "best.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"model: it is not the network of {folder.name!r} ({str(error)[:200]}).") from error
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     return Run(folder.name, folder, model.eval(), history, config)
 
@@ -561,15 +588,17 @@ def predict(model, split, batch_size=64):
     """The network's answer to each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
 
     `group`, `mirrored`, `source` and `view` of the images stand behind, where known. Raises ValueError for an empty
-    split or a model with another number of classes.
+    split or a model with another number of classes, RuntimeError when memory runs out, with a batch size to try.
     """
-    if len(split) == 0:
-        raise ValueError("split: there are no images to predict.")
-    device = next(model.parameters()).device
-    was_training = model.training
+    check_use(model, split, batch_size)
+    device, was_training, parts = next(model.parameters()).device, model.training, []
     model.eval()
-    parts = [logits_of(model, to_input(split.take(i), model, device)).float() for i in batches(split, batch_size)]
-    model.train(was_training)
+    try:
+        for indices in batches(split, batch_size):
+            with memory_for(len(indices)):
+                parts.append(logits_of(model, to_input(split.take(indices), model, device)).float())
+    finally:
+        model.train(was_training)
     probabilities = torch.cat(parts).cpu().double().softmax(dim=1).numpy()
     if probabilities.shape[1] != len(CLASSES):
         raise ValueError(

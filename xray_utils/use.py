@@ -22,6 +22,7 @@ from .data import (
     _remove_stale,
     _to_rgb,
     _writing_to,
+    check_path,
     outputs_dir,
     read_image,
     repository_dir,
@@ -66,6 +67,7 @@ def classify(image, run, look=where_it_looks):
     is not there, OSError for a file that is no image.
     """
     run = _run_of(run)
+    _check_look(look)
     pixels = resize(_rgb_of(image), run.config["data"]["size"])
     rows = pd.DataFrame({"file": ["image"], "label": [None], "group": ["image"], "mirrored": [False]})
     side = Split(rows, pixels[None], np.zeros(1, np.int64))
@@ -75,6 +77,11 @@ def classify(image, run, look=where_it_looks):
     answer = Answer(probabilities, pixels, look(run.model, side)[0] if look else None, run.name, synthetic)
     print(answer)
     return answer
+
+
+def _check_look(look):
+    if look is not None and not callable(look):
+        raise ValueError(f"look: {look!r} must be None or a function of a network and a side, such as where_it_looks.")
 
 
 def _run_of(run):
@@ -117,6 +124,11 @@ def image_form(run, files=(), look=where_it_looks):
     Without a reader who could use it (nbconvert, papermill, tests), or without ipywidgets, it says so and shows none.
     """
     run = _run_of(run)
+    _check_look(look)
+    if isinstance(files, str | bytes) or not np.iterable(files):
+        raise ValueError(f"files: {files!r} must be a list of paths.")
+    for file in files:
+        check_path("files", file, "a list of paths")
     if not _has_reader():
         return print("The form is shown where this notebook is open. Without it: xu.classify('my_xray.png', run).")
     try:
@@ -221,6 +233,8 @@ def export_model(run, folder=None):
     network = run.config["network"]["network"]
     if network not in LOADING:
         raise ValueError(f"run: its network {network!r} is none of {', '.join(LOADING)}; save its weights yourself.")
+    if folder is not None:
+        check_path("folder", folder, "where to write it, or None")
     folder = Path(folder).expanduser() if folder else outputs_dir("export", run.name)
     if folder.is_file() or folder.is_dir() and {path.name for path in folder.iterdir()} - set(EXPORTED):
         raise FileExistsError(f"folder: {folder} holds something else than an export. Give another folder.")

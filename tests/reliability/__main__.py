@@ -1,6 +1,7 @@
 """All figures of reliability, into results/reliability.json: `python tests/reliability` (hours).
 
-`--only bootstrap`, `--only kills`, `--only images` or `--only soak` does one part again and keeps the others.
+`--only bootstrap`, `--only kills`, `--only images` or `--only soak` does one part again and keeps the others. A soak
+that was interrupted (Ctrl-C) goes on after the last round that was complete, if the code is still the same.
 """
 
 import argparse
@@ -36,9 +37,8 @@ def main(arguments=None, path=ROOT / "results" / "reliability.json"):
     from xray_utils.data import whole_file
 
     figures = json.loads(path.read_text()) if path.is_file() else {}
-    for part in options.only or PARTS:
-        print(f"{part} ...", flush=True)
-        found = importlib.import_module(part).run()
+
+    def save(part, found):
         figures[part] = {
             "command": f"python tests/reliability --only {part}",
             "date": date.today().isoformat(),
@@ -49,6 +49,14 @@ def main(arguments=None, path=ROOT / "results" / "reliability.json"):
         whole = {name: figures[name] for name in PARTS if name in figures}
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(whole, indent=1) + "\n")
+
+    for part in options.only or PARTS:
+        print(f"{part} ...", flush=True)
+        more = {}
+        if part == "soak":
+            more = {"earlier": figures.get(part, {}).get("figures"), "save": lambda found: save("soak", found)}
+        found = importlib.import_module(part).run(**more)
+        save(part, found)
         print(json.dumps(found, indent=1))
 
 
