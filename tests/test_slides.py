@@ -46,8 +46,13 @@ LOOK = """
   if (!title) faults.push("no title");
   if (!seen.some(part => part !== title && !title?.contains(part) && (part.tagName === "IMG"
       || part.matches("p, li, td, pre") && part.textContent.trim()))) faults.push("empty");
-  if (slide.querySelector("img") && !slide.querySelector("aside.notes")?.textContent.trim())
-    faults.push("no speaker notes");
+  for (const block of slide.querySelectorAll("pre")) {  // a sentence may break, the line of a table not
+    const height = block.scrollHeight;
+    block.style.whiteSpace = "pre";
+    if (block.scrollHeight < height && / {2,}/.test(block.textContent)) faults.push("torn table");
+    block.style.whiteSpace = "";
+  }
+  if (!slide.querySelector("aside.notes")?.textContent.trim()) faults.push("no speaker notes");
   return {title: title?.textContent, faults};
 })()
 """
@@ -177,6 +182,8 @@ def test_every_slide_can_be_shown(decks, browser, width, height):
 
 FAULTY = {  # what a slide holds, and what must be said of it
     "": "empty",
+    "words": "no speaker notes",
+    "<pre>" + "name  0.5  " * 20 + "</pre>": "torn table",
     "many lines\n\n" * 40: "overflow: P many lines",
     "`" + "x" * 200 + "`": "overflow: ",
     "<small style='font-size: 12px'>whisper</small>": "too small: SMALL whisper",
