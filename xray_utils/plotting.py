@@ -79,7 +79,7 @@ class CourseFigure(Figure):
 
     def _ipython_display_(self):
         drawn, file = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format="png", dpi=2 * self.dpi)
+        self.savefig(drawn, format="png", dpi=2 * self.dpi, bbox_inches="tight")
         picture, kind = Image.open(drawn).convert("RGB"), "jpeg" if self.photographs else "png"
         if self.photographs:
             picture.save(file, "JPEG", quality=82)
@@ -117,7 +117,7 @@ def save_figure(figure, name):
         for ending in ("svg", "png"):
             path = outputs_dir("figures", f"{name}.{ending}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, metadata={"Date": None} if ending == "svg" else None)
+            figure.savefig(path, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None)
     return figure
 
 
@@ -212,7 +212,7 @@ def plot_class_balance(images):
 def plot_sizes(images):
     """Width against height, and the aspect, of each class."""
     images = _readable(images, "label", "width", "height", maker="audit_images")
-    with _figure(1, 2, 10, 3.8) as (figure, axes):
+    with _figure(1, 2, 10.5, 3.9) as (figure, axes):
         scatter, aspect = axes[0]
         for name in CLASSES:
             some = images[images.label.eq(name)]
@@ -220,7 +220,7 @@ def plot_sizes(images):
             scatter.scatter(some.width, some.height, label=name, **style)
         heights = images.height.groupby(images.label).median()
         spread = f"{heights.min():.0f} ({heights.idxmin()}) to {heights.max():.0f} ({heights.idxmax()})"
-        scatter.set(xlabel="width in pixels", ylabel="height in pixels", title=f"Median height: {spread}")
+        scatter.set(xlabel="width in pixels", ylabel="height in pixels", title=f"Height: median {spread}")
         scatter.legend()
         sns.kdeplot(
             x=images.width / images.height, hue=images.label, hue_order=CLASSES, palette=CLASS_COLOURS,
@@ -229,7 +229,7 @@ def plot_sizes(images):
         aspect.get_legend().set_title(None)
         medians = (images.width / images.height).groupby(images.label).median()
         spread = f"{medians.min():.2f} ({medians.idxmin()}) to {medians.max():.2f} ({medians.idxmax()})"
-        title = f"Median aspect: {spread}"
+        title = f"Aspect: median {spread}"
         aspect.set(xlabel="width / height (1 = square)", ylabel="density", title=title, ylim=(0, None))
         return figure
 
@@ -579,7 +579,7 @@ def plot_roc(predictions):
         pr.set(
             xlabel="found (recall)", ylabel="precision", title="Precision and recall; dotted: guessing", ylim=(0, 1.03)
         )
-        figure.legend(loc="outside lower center", ncols=3, fontsize=10, handlelength=1.2, columnspacing=1.2)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=11, handlelength=1, columnspacing=1)
         return figure
 
 
