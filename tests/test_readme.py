@@ -173,6 +173,11 @@ def test_every_command_is_well_formed_and_tried(page, command, tmp_path):
     tried[0](command, tmp_path)
 
 
+def test_the_readme_takes_ten_minutes():
+    text = re.sub(r"```.*?```", "", text_of("README.md"), flags=re.S)
+    assert len(text.split()) < 2000, "200 words a minute"
+
+
 def test_the_command_for_windows_is_the_first_one():
     (windows,) = blocks("README.md", "powershell")
     first = blocks("README.md", "bash")[0]
