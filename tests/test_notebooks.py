@@ -30,7 +30,8 @@ def test_there_are_seven():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestContract:
     def test_it_starts_and_ends_like_the_others(self, path):
-        prose = [cell.source for cell in cells_of(path, "markdown")]
+        cells = [cell for cell in cells_of(path, "markdown") if cell.metadata.slideshow.slide_type != "notes"]
+        prose = [cell.source for cell in cells]
         assert re.match(rf"# {int(path.stem[:2])}\. .*\*\*Question:\*\*", prose[0], re.S)
         assert "Nothing here is for clinical use." in prose[0]
         assert "What we cover" in prose[1] and "**You will learn**" in prose[1]
@@ -68,8 +69,22 @@ class TestContract:
 
     def test_every_picture_can_be_read_aloud(self, path):
         for cell in cells_of(path):
-            if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
                 assert len(cell.metadata.get("alt", "")) > 30, cell.source
+
+    def test_every_picture_is_saved_for_other_slides(self, path):
+        for cell in cells_of(path):
+            if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
+                assert "xu.save_figure(" in cell.source, cell.source
+
+    def test_it_says_what_was_seen_before_what_to_take_away(self, path):
+        prose = [cell.source for cell in cells_of(path, "markdown") if re.match("## ", cell.source)]
+        titles = [text.splitlines()[0].removeprefix("## ") for text in prose]
+        assert titles[-3:] == ["What we saw", "Takeaways", "Exercises"] or path.stem.startswith("07")
+        # notebook 7 speaks its verdict before another hospital is opened
+
+    def test_github_shows_it(self, path):
+        assert path.stat().st_size < 1.5e6, "large notebooks are not rendered: fewer pictures, or radiographs as JPEG"
 
     def test_the_kernel_is_any_python(self, path):
         assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"

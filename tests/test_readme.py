@@ -1,8 +1,8 @@
 """What the pages say: links lead somewhere, commands are whole and run, names exist.
 
-The two long commands install several GB and take minutes: here the first is read (with `XRAY_SLOW=1` it also makes the
-page of one notebook) and the second collects tests. Commands that train are read: their tools, files and parameters
-must be there.
+The two long commands install several GB and take minutes: here the first is read and the second collects tests. So are
+commands that train or serve: their tools, files and parameters must be there. `XRAY_SLOW=1 pytest -n 0
+tests/test_readme.py` also runs them: on one notebook, a few images, one epoch.
 """
 
 import ast
@@ -14,12 +14,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from test_arguments import make_images
 
 import xray_utils as xu
 
@@ -27,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "data/README.md", "results/README.md"]
 NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb"))
 BIN = Path(sys.executable).parent
+SLOW = bool(os.environ.get("XRAY_SLOW"))
 
 
 def text_of(page):
@@ -109,10 +114,9 @@ def make_a_page(command, folder):
     assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && ")
     pages = command.split(" && ")[2]
     assert "--execute " in pages and pages.endswith(" notebooks/*.ipynb")
-    if not os.environ.get("XRAY_SLOW"):
-        return
-    run(pages.replace("--execute ", "").replace("notebooks/*.ipynb", NOTEBOOKS[0]), folder)
-    assert (folder / "outputs" / "html" / "01_data_exploration.html").stat().st_size > 100_000
+    if SLOW:
+        run(pages.replace("notebooks/*.ipynb", NOTEBOOKS[0]), folder)
+        assert (folder / "outputs" / "html" / "01_data_exploration.html").stat().st_size > 100_000
 
 
 def collect(command, folder):
@@ -121,12 +125,37 @@ def collect(command, folder):
     assert "01_data_exploration.ipynb::" in listed and "test_notebooks.py::" in listed
 
 
-# How a command is tried; the first pattern that fits it counts.
+def train(command, folder):
+    read(command)
+    if SLOW:
+        make_images(folder / "some images")
+        command = command.replace("/path/to/images", shlex.quote(str(folder / "some images")))
+        run(command.replace("mkdir -p outputs", "mkdir -p outputs/") + " -p epochs 1 -p augmented_epochs 0", folder)
+        (made,) = (folder / "outputs").glob("*.ipynb")
+        assert "resnet18_slides: 11,178,051 trained parameters" in made.read_text(encoding="utf-8")
+
+
+def serve(command, folder):
+    read(command)
+    if SLOW:
+        words = shlex.split(command.replace(".venv/bin/", f"{BIN}/"))
+        words += ["--no-browser", "--allow-root", "--ServerApp.port=0"]
+        with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+            try:
+                address = next(filter(None, (re.search(r"http://\S+/lab\?token=\w+", line) for line in server.stderr)))
+                assert urllib.request.urlopen(address[0]).status == 200
+            finally:
+                server.terminate()
+                server.stderr.close()
+
+
+# How a command is tried; the first pattern that fits it counts. That of the slides makes the decks of test_slides.py.
 TRIED = {
     r"^python3 -m venv .* --execute ": make_a_page,
     r"^python3 -m venv .*pytest --nbval-lax$": collect,
-    r"^\.venv/bin/jupyter lab notebooks$": read,
+    r"^\.venv/bin/jupyter lab notebooks$": serve,
     r"--to slides": read,
+    r"papermill .* -p protocol slides$": train,
     r"papermill": read,
     r"-m xray_utils\.\w+$": read,
     r"python results/\w+\.py": read,
@@ -142,6 +171,11 @@ def test_every_command_is_well_formed_and_tried(page, command, tmp_path):
     tried = [how for pattern, how in TRIED.items() if re.search(pattern, command)]
     assert tried, f"{page}: how is {command!r} to be tried? Add it to TRIED."
     tried[0](command, tmp_path)
+
+
+def test_the_readme_takes_ten_minutes():
+    text = re.sub(r"```.*?```", "", text_of("README.md"), flags=re.S)
+    assert len(text.split()) < 2000, "200 words a minute"
 
 
 def test_the_command_for_windows_is_the_first_one():
@@ -165,6 +199,20 @@ def test_what_a_page_says_of_the_package_is_there(page):
         if isinstance(call.func, ast.Attribute) and getattr(call.func.value, "id", "") == "xu":
             keywords = {keyword.arg: None for keyword in call.keywords}
             inspect.signature(getattr(xu, call.func.attr)).bind(*call.args, **keywords)
+
+
+def test_the_lines_for_drive_keep_the_runs_there(monkeypatch):
+    mounted, colab = [], types.ModuleType("google.colab")
+    colab.drive = SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    (block,) = [block for block in blocks("README.md", "python") if "drive.mount" in block]
+    in_notebooks = [re.findall(r"`(from google\.colab [^`]+)`", text_of(page)) for page in NOTEBOOKS]
+    assert all(len(lines) == 1 for lines in in_notebooks)
+    for code, names in [(block, {})] + [(line, {"os": os}) for (line,) in in_notebooks]:
+        monkeypatch.setenv("XRAY_OUTPUTS", "elsewhere")
+        exec(code, names)
+        assert mounted.pop() == "/content/drive" and xu.outputs_dir() == Path("/content/drive/MyDrive/xray")
 
 
 def test_use_what_was_trained_as_the_page_says(tmp_path, monkeypatch, capsys):

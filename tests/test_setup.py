@@ -21,6 +21,7 @@ import nbformat
 import pytest
 import torch
 from test_arguments import make_images
+from test_readme import blocks
 
 import xray_utils as xu
 from xray_utils import data, environment, training
@@ -79,11 +80,11 @@ metadata.version = version
 """
 
 
-def run_cells(folder, repository, lacking=()):
+def run_cells(folder, repository, lacking=(), then=""):
     imports, setup = first_cells(NOTEBOOKS[0])
     assert setup.startswith('REPOSITORY = ""')
     setup = setup.replace('REPOSITORY = ""', f"REPOSITORY = {str(repository)!r}")
-    code = "\n".join([APART.replace("LACKING", repr(list(lacking))), imports, setup])
+    code = "\n".join([APART.replace("LACKING", repr(list(lacking))), imports, setup, then])
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=variables)
 
@@ -98,6 +99,42 @@ def test_a_notebook_alone_fetches_the_course_once(course, tmp_path):
     course.rename(tmp_path / "gone")
     again = run_cells(alone, course)
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+
+
+def whole_course(folder):
+    """A git repository with all files of this course."""
+    for name in git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    git("init", "-q", ".", cwd=folder)
+    git("add", ".", cwd=folder)
+    git("commit", "-q", "-m", "course", cwd=folder)
+    return folder
+
+
+@needs_git
+def test_on_kaggle_images_are_read_where_they_lie_and_results_stay_in_the_working_folder(tmp_path, monkeypatch):
+    images, working = tmp_path / "input" / "covid-cxr", tmp_path / "working"
+    make_images(images)
+    working.mkdir()
+    monkeypatch.delenv("XRAY_DATA")
+    monkeypatch.delenv("XRAY_OUTPUTS")
+    folders = [path for path in (images, *images.rglob("*")) if path.is_dir()]
+    before = {path: path.stat().st_mtime_ns for path in images.rglob("*")}
+    code = f"xu.use_images({str(images)!r})\ndata = xu.load_data(size=32)\nprint(xu.outputs_dir())"
+    try:
+        for folder in folders:
+            folder.chmod(0o555)
+        result = run_cells(working, whole_course(tmp_path / "repository"), then=code)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert result.returncode == 0, result.stderr
+    assert "real images: covid 6, normal 6, virus 6" in result.stdout
+    assert result.stdout.splitlines()[-1] == str(working / "course" / "outputs")
+    assert (working / "course" / "outputs").is_dir() and [path.name for path in working.iterdir()] == ["course"]
+    assert {path: path.stat().st_mtime_ns for path in images.rglob("*")} == before
 
 
 @needs_git
@@ -292,6 +329,22 @@ def test_a_set_is_fetched_once_by_its_name(home, tmp_path, monkeypatch):
         xu.use_images("radiography")
 
 
+def test_real_images_are_brought_as_the_readme_says(home, tmp_path, monkeypatch):
+    make_images(tmp_path / "my images")
+    zipped(tmp_path / "my images", tmp_path / "my images.zip")
+    fetch = SimpleNamespace(dataset_download=lambda name: shutil.copytree(tmp_path / "my images", tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "kagglehub", fetch)
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in blocks("README.md", "python") if "xu.use_images" in block]
+    places = []
+    for line in block.replace("/path/to", str(tmp_path)).splitlines():
+        shutil.rmtree(home / "data" / "xray", ignore_errors=True)
+        exec(line, {"xu": xu})
+        places.append(xu.data_dir())
+        assert len(xu.find_images(places[-1])) == 18
+    assert places == [home / "data" / "xray", tmp_path / "my images", home / "data" / "xray"]
+
+
 def test_what_cannot_be_read_is_not_chosen(home, tmp_path):
     make_images(tmp_path / "good")
     xu.use_images(tmp_path / "good")
@@ -405,7 +458,7 @@ NOT_ON_COLAB = ("accelerate", "kagglehub", "kagglesdk", "papermill", "nbval", "h
 @pytest.mark.skipif(not os.environ.get("XRAY_SLOW"), reason="slow, and needs the package index: set XRAY_SLOW=1")
 def test_colab_a_notebook_alone_runs_from_the_first_cell_to_the_last(tmp_path):
     preinstalled, alone = tmp_path / "preinstalled", tmp_path / "content"
-    for folder in (preinstalled, alone, tmp_path / "repository"):
+    for folder in (preinstalled, alone):
         folder.mkdir()
     for entry in Path(metadata.distribution("torch").locate_file("")).iterdir():
         if not any(name in entry.name.lower() for name in (*NOT_ON_COLAB, "__pycache__", "_virtualenv")):
@@ -414,13 +467,7 @@ def test_colab_a_notebook_alone_runs_from_the_first_cell_to_the_last(tmp_path):
     python = tmp_path / "colab" / "bin" / "python"
     (site,) = (tmp_path / "colab" / "lib").glob("python*/site-packages")
     (site / "preinstalled.pth").write_text(str(preinstalled))
-    for name in git("ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
-        if (ROOT / name).is_file():
-            (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, tmp_path / "repository" / name)
-    git("init", "-q", ".", cwd=tmp_path / "repository")
-    git("add", ".", cwd=tmp_path / "repository")
-    git("commit", "-q", "-m", "course", cwd=tmp_path / "repository")
+    whole_course(tmp_path / "repository")
     notebook = nbformat.read(ROOT / "notebooks" / "03_baseline_cnn.ipynb", as_version=4)
     setup = next(cell for cell in notebook.cells if cell.source.startswith("REPOSITORY"))
     setup.source = setup.source.replace('""', repr((tmp_path / "repository").as_uri()), 1)

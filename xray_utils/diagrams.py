@@ -83,7 +83,7 @@ def plot_network(model, size=224):
         named = len(run) == 1 and not run[0][0].isdigit()
         parts.append((run[0][0] if named else kind.__name__, len(run), shape, each * len(run)))
     total = sum(part[3] for part in parts)
-    with _figure(2, 1, 11.5, 4.6, height_ratios=[1.7, 1]) as (figure, axes):
+    with _figure(2, 1, 10, 4.2, height_ratios=[1.8, 1]) as (figure, axes):
         boxes, bars = axes[:, 0]
         for x, (name, times, shape, parameters) in enumerate(parts):
             channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (shape[-1], 1)
@@ -155,7 +155,7 @@ def plot_residual_block(block):
     check_kind("block", block, nn.Module, "network", "a block such as resnet18().layer1[0]")
     modules = dict(block.named_modules())
     change, skip, after = ([_text(node, modules) for node in path] for path in _paths(block))
-    with _figure(width=11, height=3) as (figure, axes):
+    with _figure(width=9.6, height=2.9) as (figure, axes):
         axis, end = axes[0, 0], len(change) + len(after) + 1.75
         axis.set(xlim=(-0.3, end + 0.3), ylim=(-0.55, 2.05))
         axis.axis("off")
