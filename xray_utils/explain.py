@@ -36,7 +36,7 @@ from .data import (
     read_image,
     resize,
 )
-from .evaluation import PROBABILITIES, check_predictions, check_tables, compute_metrics
+from .evaluation import PROBABILITIES, check_predictions, check_tables, compare_two, compute_metrics
 from .lungs import lung_fields
 
 CENTRE = (0.12, 0.88)  # of the height and the width: the box that holds the lungs on most radiographs
@@ -255,7 +255,8 @@ def overview(judged, answers, retrained=None, stamped=None, home_and_away=None):
     a network as it was trained and of one trained anew on such pictures. stamped: the predictions where the stamp tells
     the truth, and where it lies. home_and_away: two predictions tables, compared by the AUC of `against_normal` tables.
     score is balanced accuracy, or that AUC; innocent is what the experiment would give if the network read the lungs
-    alone: chance where they are hidden, no loss where they are not. guilty: the whole interval lies beyond that.
+    alone: chance where they are hidden, no loss where they are not. guilty: the whole interval lies beyond that (of the
+    paired loss, where nothing may be lost; see `compare_two`).
     """
     check_table("judged", judged, ["balanced accuracy", "low", "high", "innocent"], "judge")
     for argument, tables in (("answers", answers), ("retrained", retrained)):
@@ -272,24 +273,26 @@ def overview(judged, answers, retrained=None, stamped=None, home_and_away=None):
     rows = judged.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "innocent"]].copy()
     rows["guilty"] = rows.low > rows.innocent
 
-    def add(name, table, innocent=np.nan, loss=False, key="balanced_accuracy"):
-        metrics = compute_metrics(table)
+    def add(name, table, chance=np.nan, than=None, key="balanced_accuracy"):
+        metrics, innocent, guilty = compute_metrics(table), chance, False
         low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
-        rows.loc[name] = [metrics[key], low, high, innocent, high < innocent if loss else low > innocent]
-        return metrics[key]
+        if than is not None:  # where nothing may be lost: the interval of the paired loss
+            innocent = compute_metrics(than, resamples=1)[key]
+            guilty = (compare_two(than, table, key)["difference_interval"] or [0, 0])[1] < 0
+        rows.loc[name] = [metrics[key], low, high, innocent, guilty or low > chance]
 
     for who, tables in (("", answers), (", learned anew", retrained or {})):
-        whole = add(f"as it is{who}", tables["as it is"]) if tables else None
         for how, table in tables.items():
             if how in HIDES:
                 add(f"{how}{who}" if who else f"{how}, network", table, 1 / table.label.nunique())
-            elif how != "as it is":
-                add(f"{how}{who}", table, whole if how in KEEPS else np.nan, loss=True)
+            else:
+                add(f"{how}{who}", table, than=tables["as it is"] if how in KEEPS else None)
     if stamped is not None:
-        add("stamp lies", stamped[1], add("stamp tells the truth", stamped[0]), loss=True)
+        add("stamp tells the truth", stamped[0])
+        add("stamp lies", stamped[1], than=stamped[0])
     if home_and_away is not None:
-        home = add("AUC at home", home_and_away[0], key="auc_covid")
-        add("AUC elsewhere", home_and_away[1], home, loss=True, key="auc_covid")
+        add("AUC at home", home_and_away[0], key="auc_covid")
+        add("AUC elsewhere", home_and_away[1], than=home_and_away[0], key="auc_covid")
     return rows
 
 

@@ -637,31 +637,30 @@ def plot_answer(answer):
 
 
 def plot_experiments(table):
-    """The score of each experiment of `judge` or `overview` with its interval; a diamond: what innocent data give."""
+    """The score of each experiment of `judge` or `overview` with its interval; a diamond: what innocent data give.
+
+    Of `overview` only the experiments for which that can be said.
+    """
     if not isinstance(table, pd.DataFrame) or table.empty or "innocent" not in table:
         raise ValueError("table: it has no column 'innocent'; pass the table made by judge or overview.")
-    scores, judged = table.iloc[:, 0], table.innocent.notna().sum()
-    all_guilty = table.guilty if "guilty" in table else table.low > table.innocent
-    with _figure(width=8.5, height=1.2 + (0.55 if len(table) < 8 else 0.31) * len(table)) as (figure, axes):
+    every = "guilty" in table
+    if every:
+        table, kind, label = table[table.innocent.notna()], "experiments", "balanced accuracy, or AUC"
+    else:
+        table = table.assign(guilty=table.low > table.innocent)
+        kind, label = "guesses without the lungs", "balanced accuracy of the guess"
+    with _figure(width=11 if every else 8.5, height=1.2 + (0.34 if every else 0.55) * len(table)) as (figure, axes):
         axis = axes[0, 0]
         for row, (_, found) in enumerate(table.iterrows()):
-            guilty, score = all_guilty.iloc[row], scores.iloc[row]
-            colour = "#D55E00" if guilty else "#0072B2"
+            colour = "#D55E00" if found.guilty else "#0072B2"
             axis.plot([found.low, found.high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
-            axis.plot(score, row, "o", color=colour, mfc=colour if guilty else "white", markersize=9)
-            if len(table) < 8:
-                axis.annotate(
-                    f"{score:.2f}", (score, row), (0, 8), textcoords="offset points", ha="center", fontsize=10
-                )
-            else:
-                axis.text(1.04, row, f"{score:.2f}", va="center", fontsize=10)
+            axis.plot(found.iloc[0], row, "o", color=colour, mfc=colour if found.guilty else "white", markersize=9)
             axis.plot(found.innocent, row, "D", mfc="none", mec="black", markersize=8)
+            axis.text(1.04, row, f"{found.iloc[0]:.2f}", va="center", fontsize=10)
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
-        kind = "guesses without the lungs" if "guilty" not in table else "experiments"
-        title = f"{all_guilty.sum()} of {judged} {kind} are beyond innocent data"
-        label = "balanced accuracy" + (" of the guess" if "guilty" not in table else ", or AUC")
-        axis.set(xlabel=f"{label} (diamond: innocent data)", title=title, xlim=(0, 1.02))
+        title = f"{table.guilty.sum()} of {table.innocent.notna().sum()} {kind} are beyond innocent data"
+        axis.set(xlabel=f"{label} (diamond: innocent data)", title=title, xlim=(-0.02, 1.02))
         return figure
 
 
