@@ -31,8 +31,8 @@ def t(tmp_path_factory):
     t.split = xu.split_images(t.images)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XRAY_OUTPUTS", str(t.outputs))
-        t.data, large = xu.prepare(t.split, size=32), xu.prepare(t.split)
-    t.model, t.vit, t.side, t.large = xu.baseline_cnn(), xu.vit(None), t.data.test, large.test
+        t.data = xu.prepare(t.split, size=32)
+    t.model, t.vit, t.side = xu.baseline_cnn(), xu.vit(None), t.data.test
     t.image = xu.read_image(t.folder / t.images.file[0])
     config = {"network": t.model.spec, "parameters": 1, "settings": {}}
     config["data"] = {"size": 32, "train_images": 1, "protocol": "grouped"}
@@ -145,7 +145,7 @@ GOOD = {  # of each function, all its arguments
     "risk_coverage": lambda t: dict(predictions=P, doubt=t.numbers),
     "refuse": lambda t: dict(predictions=P, doubt=t.numbers, threshold=0.5),
     "grad_cam": lambda t: dict(model=t.model, split=t.side, target="covid", layer="7", batch_size=8),
-    "attention_rollout": lambda t: dict(model=t.vit, split=t.large, batch_size=8),
+    "attention_rollout": lambda t: dict(model=t.vit, split=t.side, batch_size=8),  # too small for it
     "where_it_looks": lambda t: dict(model=t.model, split=t.side, target="covid", batch_size=8),
     "sanity_check": lambda t: dict(model=t.model, split=t.side, seed=0, batch_size=8),
     "equalise": lambda t: dict(pixels=np.zeros((1, 8, 8, 3), np.uint8)),

@@ -184,7 +184,12 @@ def test_interrupted_by_hand_it_says_what_is_there(table, monkeypatch, capsys):
 
 
 def stop():
-    raise KeyboardInterrupt
+    """What the stop button of a notebook does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist lets its workers ignore it
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1000])
@@ -300,6 +305,13 @@ def flip(folder):
         file.write(bytes([byte[0] ^ 1]))
 
 
+def flip_and_hide(folder):
+    """The disk's own fault: nobody wrote, so the time says nothing."""
+    before = os.stat(folder / "images.npy")
+    flip(folder)
+    os.utime(folder / "images.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def flip_in_a_map(folder):
     pixels = np.load(folder / "images.npy", mmap_mode="r+")
     pixels[3, 2, 1] ^= 1
@@ -313,6 +325,7 @@ def same_bytes_again(folder):
 
 CHANGES = {
     "one byte": flip,
+    "one byte, without its time": flip_and_hide,
     "one pixel, memory-mapped": flip_in_a_map,
     "written again": same_bytes_again,
     "truncated": lambda folder: os.truncate(folder / "images.npy", 1000),
@@ -344,6 +357,16 @@ def test_a_changed_prepared_set_is_found_made_again_and_said(what, table, capsys
     assert (folder / "notes.txt").read_text() == "mine"
     xu.prepare(table, size=16)
     assert "made again" not in capsys.readouterr().out, "the mended set is taken for a changed one"
+
+
+def test_a_large_set_that_changed_without_its_time_is_other_data(table, monkeypatch, capsys):
+    """It is not hashed when it is opened; `fit` finds out."""
+    monkeypatch.setattr(xray_data, "HASHED", 1000)
+    _, folder, _ = prepared(table)
+    fit(xu.prepare(table, size=16))
+    flip_and_hide(folder)
+    assert fit(xu.prepare(table, size=16)).name == "run-2"
+    assert "run: another run (data); it is kept." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
@@ -435,6 +458,23 @@ def test_no_room_for_the_prepared_set_names_the_folder(table, capsys):
     assert str(folder) in str(caught.value) and "XRAY_OUTPUTS" in str(caught.value)
     assert list(folder.iterdir()) == []
     assert len(xu.prepare(table, size=16).train)
+
+
+@needs_limits
+def test_no_room_for_an_archive_names_the_folder_and_leaves_nothing(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(xray_data, "repository_dir", lambda: tmp_path / "course")
+    monkeypatch.delenv("XRAY_DATA")
+    archive = shutil.make_archive(tmp_path / "mine", "zip", tmp_path / "user")
+    with files_of_at_most(1000), pytest.raises(OSError, match="folder: cannot write to .*/course/data .File too large"):
+        xu.use_images(archive)
+    assert list((tmp_path / "course" / "data").iterdir()) == [] and not xu.outputs_dir("data_dir.txt").exists()
+    killed = tmp_path / "course" / "data" / ".xray.abc.part"  # two hours ago
+    (killed / "images").mkdir(parents=True)
+    for path in (killed / "images", killed):
+        os.utime(path, (time.time() - 7200,) * 2)
+    xu.use_images(archive)
+    assert [path.name for path in (tmp_path / "course" / "data").iterdir()] == ["xray"]
+    assert len(xu.find_images(tmp_path / "course" / "data" / "xray")) == 24
 
 
 @needs_limits
@@ -598,7 +638,7 @@ def test_errors_of_ours_are_passed_on_as_they_are(tmp_path):
 # ---------------------------------------------------------------- what is the user's
 
 
-def test_the_images_of_the_user_stay_as_they_are(table, tmp_path):
+def test_the_images_of_the_user_stay_as_they_are(table, tmp_path, monkeypatch):
     def state():
         return {
             path: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns, path.stat().st_mode)
@@ -612,6 +652,19 @@ def test_the_images_of_the_user_stay_as_they_are(table, tmp_path):
     for protocol in ("grouped", "slides"):
         data = xu.prepare(xu.split_images(images, protocol), size=16)
         run = fit(data, protocol, augment=True)
-        xu.predict(run.model, data.test)
+        xu.save_results(run, xu.predict(run.model, data.test), xu.predict(run.model, data.val))
+    cnn = xu.fit(xu.baseline_cnn(), data, "cnn", epochs=1, batch_size=8)
+    for plot in (xu.plot_examples, xu.plot_mean_images, xu.plot_class_balance, xu.plot_sizes, xu.plot_colour):
+        plot(images)
+    xu.plot_preparation(images, data)
+    xu.classify(tmp_path / "user" / images.file[0], cnn)
+    xu.export_model(cnn)
+    xu.change_data(data, "without the lungs").test.fingerprint()
+    xu.sanity_check(cnn.model, xu.plant_marker(data.test))
+    with pytest.raises(ValueError, match="no image that training does not know"):
+        xu.load_external(tmp_path / "user", images)
+    monkeypatch.delenv("XRAY_DATA")
+    xu.use_images(tmp_path / "user")
+    xu.load_data(size=8)
     assert len(before) == 24 + 3 and state() == before
     assert {path.name for path in tmp_path.iterdir()} == {"user", "outputs"}

@@ -305,10 +305,12 @@ def test_images_of_the_user_stay_as_they_are(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"images", "outputs"}
 
 
-def test_prepare_names_a_file_it_cannot_read(split):
+@pytest.mark.parametrize("what", ["is broken", "is gone"])
+def test_prepare_names_a_file_it_cannot_read(what, split):
     file = split.file[split.split.eq("val")].iloc[0]
-    (Path(split.attrs["root"]) / file).write_text("no image")
-    with pytest.raises(OSError, match=f"'{file}' cannot be read.*audit_images"):
+    path = Path(split.attrs["root"]) / file
+    path.write_text("no image") if what == "is broken" else path.unlink()
+    with pytest.raises(OSError, match=f"^images: '{file}' cannot be read.*audit_images"):
         data.prepare(split, size=8)
     assert prepared_sets() == []
 

@@ -5,7 +5,6 @@ import glob
 import hashlib
 import json
 import logging
-import math
 import numbers
 import os
 import re
@@ -37,6 +36,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"
 OTHER_EXTENSIONS = (".dcm", ".dicom", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # pictures, not read
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # told by content; Pillow would hand an EPS to Ghostscript
 MAX_PIXELS = 40_000_000  # of an image, and of all that are decoded at a time: up to 17 bytes a pixel, so 700 MB
+MAX_SIZE = 4096  # pixels along a side of a prepared image
 MAX_CELL = 1000  # characters of a table's cell
 UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # in a name: control characters, and bytes that are no UTF-8
 FORMULA = re.compile(r"[=+\-@\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet takes for one begins with these
@@ -69,6 +69,7 @@ SOURCES = {  # public sets: where they are, under which name they are fetched, w
 ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
 CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
 SPLITS = ("train", "val", "test")
+HASHED = 10**9  # bytes: up to here (6,600 images of 224 x 224) a prepared set is hashed when it is opened
 PREPARED_VERSION = 1  # part of the key: raise it when the pixels of a prepared set change
 
 
@@ -179,10 +180,19 @@ def _writing_to(folder):
     except OSError as error:
         if error.errno is None:  # one of ours, with its own words
             raise
+        ours = outputs_dir() in (folder, *folder.parents)
         raise OSError(
-            f"outputs: cannot write to {folder} ({error.strerror}). Free some space or allow writing there, or set "
-            "XRAY_OUTPUTS to another folder."
+            f"{'outputs' if ours else 'folder'}: cannot write to {folder} ({error.strerror}). Free some space or allow "
+            f"writing there, or {'set XRAY_OUTPUTS to' if ours else 'give'} another folder."
         ) from error
+
+
+@contextmanager
+def _folder_beside(folder):
+    """A temporary folder beside `folder`, gone at the end; one that a killed process left is removed first."""
+    _remove_stale(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as temporary:
+        yield Path(temporary)
 
 
 def _remove_stale(path):
@@ -233,8 +243,8 @@ def check_whole(argument, value, least=0, most=2**32 - 1, more=""):
 
 
 def check_size(size):
-    """`size` is a side of a square image that could be read."""
-    check_whole("size", size, 1, math.isqrt(MAX_PIXELS))
+    """`size` is that of a prepared image."""
+    check_whole("size", size, 1, MAX_SIZE)
 
 
 def check_path(argument, value, instead):
@@ -541,9 +551,8 @@ def _to_be_filled(folder, source):
     """
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"folder: {folder} already holds something. Move it away, or give another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        whole = Path(temporary) / "images"
+    with _writing_to(folder.parent), _folder_beside(folder) as temporary:
+        whole = temporary / "images"
         yield whole
         inner = [entry for entry in whole.iterdir() if not entry.name.startswith(".")]
         whole = inner[0] if len(inner) == 1 and inner[0].is_dir() else whole
@@ -738,15 +747,20 @@ def resize(image, size=224):
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _audit_one(path):
     """The audit of one file, and its thumbnail: [32 * 32] float32 without slow shading, of length 1."""
     row = dict(width=0, height=0, mode="", tint=0.0, sha256="", problem="")
-    digest = hashlib.sha256()
     try:
         image, mode = _decode(path)
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        digest = _sha256(path)
     except (OSError, ValueError, MemoryError) as error:
         reason = (
             getattr(error, "strerror", None)
@@ -754,7 +768,7 @@ def _audit_one(path):
             or type(error).__name__
         )
         return {**row, "problem": reason[:200]}, np.zeros(32 * 32, np.float32)
-    row.update(width=image.width, height=image.height, mode=mode, sha256=digest.hexdigest())
+    row.update(width=image.width, height=image.height, mode=mode, sha256=digest)
     small = resize(image, 32).astype(np.float32)
     row["tint"] = float((small[..., 2] - small[..., 0]).mean())
     thumbnail = small.mean(axis=-1)
@@ -975,8 +989,8 @@ def prepare(images, size=224):
 
     `images` is the table of `split_images`. The array lies in `outputs/prepared/<key>/`, keyed by what went in
     (names, sizes and times of the files, `size`), and is read memory-mapped by every later call. A set whose array
-    is no longer as long, or was written to later than noted in meta.json, is made again, and that is said; a change
-    that hides its time is not found here, but `fit` hashes the pixels and takes them for other data.
+    is not as noted in meta.json is made again, and that is said. (Of over 1 GB, length and time alone are compared;
+    but `fit` hashes the pixels and takes changed ones for other data.)
     Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read,
     and for a folder that is full or cannot be written to.
     """
@@ -987,7 +1001,11 @@ def prepare(images, size=224):
             raise ValueError(f"images: no rows with split {name!r}; {images.file.nunique()} images are too few.")
     root, size = _root(images), int(size)
     files = sorted(set(images.file))
-    stats = [(file, os.stat(root / file).st_size, os.stat(root / file).st_mtime_ns) for file in files]
+    stats = []
+    for file in files:
+        with _named(file):
+            stat = os.stat(root / file)
+        stats.append((file, stat.st_size, stat.st_mtime_ns))
     key = hashlib.sha256(json.dumps([PREPARED_VERSION, str(root), size, stats]).encode()).hexdigest()[:16]
     folder = outputs_dir("prepared", key)
     if not _is_whole(folder):
@@ -1024,25 +1042,38 @@ def describe_images(images):
     return f"{len(images)} {what}: {classes}; {images.group.nunique()} groups (patients)."
 
 
+@contextmanager
+def _named(file):
+    """An image that cannot be read, or is no longer there: OSError with its name, and what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"images: {file!r} cannot be read ({reason}). Run audit_images first: it leaves such files out."
+        ) from error
+
+
 def _is_whole(folder):
-    """True if the array of a prepared set is as long and as old as noted when it was made."""
+    """True if the array of a prepared set is as noted when it was made: length, time, and, up to 1 GB, content."""
     try:
         meta, stat = json.loads((folder / "meta.json").read_text()), os.stat(folder / "images.npy")
-        return (meta["bytes"], meta["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+        if (meta["bytes"], meta["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+            return False
+        return stat.st_size > HASHED or meta.get("sha256") in (None, _sha256(folder / "images.npy"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _write_prepared(root, files, size, folder):
-    temporary_name = dict(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent)
-    with _writing_to(folder.parent), tempfile.TemporaryDirectory(**temporary_name) as temporary:
-        _remove_stale(folder)
-        whole = Path(temporary) / "set"
+    with _writing_to(folder.parent), _folder_beside(folder) as temporary:
+        whole = temporary / "set"
         whole.mkdir()
         _write_pixels(root, files, size, whole / "images.npy")
         pd.DataFrame({"file": files}).to_csv(whole / "index.csv", index=False)
         stat = os.stat(whole / "images.npy")
         meta = {"images": len(files), "size": size, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        meta["sha256"] = _sha256(whole / "images.npy")
         (whole / "meta.json").write_text(json.dumps(meta))
         try:
             os.replace(whole, folder)
@@ -1063,12 +1094,8 @@ def _write_pixels(root, files, size, path):
         start, lock = array.tell(), threading.Lock()
 
         def bring(i):
-            try:
+            with _named(files[i]):
                 pixels = resize(read_image(root / files[i]), size)
-            except (OSError, ValueError) as error:
-                raise OSError(
-                    f"images: {files[i]!r} cannot be read ({error}). Run audit_images first: it leaves such files out."
-                ) from error
             with lock:
                 array.seek(start + i * pixels.nbytes)
                 array.write(pixels)

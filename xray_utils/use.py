@@ -19,7 +19,7 @@ from .data import (
     CLASSES,
     MAX_PIXELS,
     Split,
-    _remove_stale,
+    _folder_beside,
     _to_rgb,
     _writing_to,
     check_path,
@@ -238,10 +238,8 @@ def export_model(run, folder=None):
     folder = Path(folder).expanduser() if folder else outputs_dir("export", run.name)
     if folder.is_file() or folder.is_dir() and {path.name for path in folder.iterdir()} - set(EXPORTED):
         raise FileExistsError(f"folder: {folder} holds something else than an export. Give another folder.")
-    temporary_name = dict(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent)
-    with _writing_to(folder.parent), tempfile.TemporaryDirectory(**temporary_name) as temporary:
-        _remove_stale(folder)
-        whole = Path(temporary) / "export"
+    with _writing_to(folder.parent), _folder_beside(folder) as temporary:
+        whole = temporary / "export"
         whole.mkdir()
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
         save_file(state, whole / "model.safetensors", metadata={"format": "pt"})

@@ -275,7 +275,7 @@ def main(kills, seed):
     torch.set_num_threads(1)  # before any fork: no thread of the parent may be missed by its children
     xu.vit(weights=None), xu.resnet18()  # what they import is imported once
     start, rng = time.monotonic(), random.Random(seed)
-    cases = [(network, OPTIONS[(i + turn) % 2]) for turn in range(2) for i, network in enumerate(NETWORKS)]
+    cases = [(network, OPTIONS[(i + turn + 1) % 2]) for turn in range(2) for i, network in enumerate(NETWORKS)]
     prepares = max(1, kills // 10)
     cases = cases[: max(1, (kills - prepares) // 2)]  # at least two kills each
     figures = dict(kills=kills, seed=seed, kills_by_network=dict.fromkeys(NETWORKS, 0), kills_by_moment={})
