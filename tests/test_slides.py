@@ -109,9 +109,9 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def open(self, path, width, height):
+    def open(self, path, width, height, query=""):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=path.as_uri() + query)
         self._wait(
             lambda: self.run(f"location.pathname === {json.dumps(path.as_uri()[7:])} && !!window.Reveal?.isReady()")
         )
@@ -180,6 +180,24 @@ def test_every_slide_can_be_shown(decks, browser, width, height):
         if browser.errors:
             faults[path.name] = list(browser.errors)
     assert not faults, "\n".join(f"{where}: {what}" for where, what in faults.items())
+
+
+def test_a_slide_is_a_page_when_it_is_printed(decks, browser):
+    browser.errors.clear()
+    for path in decks:
+        browser.open(path, *SIZES[0])
+        slides = browser.run("Reveal.getTotalSlides()")
+        browser.open(path, *SIZES[0], query="?print-pdf")
+        browser._wait(lambda: browser.run("document.querySelectorAll('.pdf-page').length"))
+        pages = browser.run(
+            "[...document.querySelectorAll('.pdf-page')].map(page => [page.querySelector('h1, h2').textContent,"
+            " page.offsetHeight, ...[...page.querySelectorAll('img, table, pre, p')].map(part =>"
+            " part.getBoundingClientRect().bottom - page.getBoundingClientRect().top)])"
+        )
+        assert len(pages) == slides
+        for title, *bottoms in pages:
+            assert max(bottoms) < 760, f"{path.name}: {title} is longer than its page"
+    assert not browser.errors
 
 
 FAULTY = {  # what a slide holds, and what must be said of it
