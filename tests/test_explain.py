@@ -176,7 +176,8 @@ def answers_right(share, n=90, seed=0):
 
 
 def test_the_overview_accuses_what_lies_beyond_innocent_data():
-    judged = xu.judge({"metadata only": answers_right(0.9), "only the border": answers_right(0.33)})
+    judged = xu.judge({name: answers_right(share) for name, share in
+                       {"metadata only": 0.9, "only the border": 0.33, "16 x 16 pixels": 0.9}.items()})  # fmt: skip
     tables = {"as it is": 0.95, "grey": 0.95, "only the lungs": 0.4, "without the lungs": 0.8, "only the border": 0.3}
     tables = {how: answers_right(share) for how, share in tables.items()}
     two = [answers_right(share).query("label != 'virus'") for share in (0.98, 0.6)]
@@ -188,8 +189,8 @@ def test_the_overview_accuses_what_lies_beyond_innocent_data():
     row = table.loc["without the lungs, network"]
     assert row.score == pytest.approx(xu.compute_metrics(tables["without the lungs"])["balanced_accuracy"])
     assert row.innocent == pytest.approx(1 / 3) and table.loc["grey", "innocent"] == table.loc["as it is", "score"]
-    assert np.isnan(table.loc["as it is", "innocent"]) and len(table) == 2 + 2 * 5 + 2 + 2
-    assert len(xu.overview(judged, tables)) == 2 + 5
+    assert np.isnan(table.loc["as it is", "innocent"]) and len(table) == 3 + 2 * 5 + 2 + 2
+    assert len(xu.overview(judged, tables)) == 3 + 5
     luck = answers_right(0.42, seed=1)  # of a network at chance: what it loses lies within luck
     assert not xu.overview(judged, {"as it is": luck, "grey": answers_right(0.35, seed=2)}).loc["grey", "guilty"]
     figure = xu.plot_experiments(table)

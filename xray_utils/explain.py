@@ -258,7 +258,8 @@ def overview(judged, answers, retrained=None, stamped=None, home_and_away=None):
     alone: chance where they are hidden, no loss where they are not. guilty: the whole interval lies beyond that (of the
     paired loss, where nothing may be lost; see `compare_two`).
     """
-    check_table("judged", judged, ["balanced accuracy", "low", "high", "innocent"], "judge")
+    check_table("judged", judged, ["balanced accuracy", "low", "high"], "judge")
+    check_table("judged", judged.assign(innocent=judged.get("innocent")).dropna(), ["innocent"], "judge")
     for argument, tables in (("answers", answers), ("retrained", retrained)):
         if argument == "retrained" and (tables is None or isinstance(tables, dict) and not tables):
             continue
