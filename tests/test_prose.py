@@ -102,8 +102,12 @@ def pages(other_images, tmp_path_factory):
         patch.setenv("XRAY_DATA", str(other_images))
         patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
         if len(both) > 2:  # a small random ViT stands for the one of the network
-            xu.vit(None, seed=0).save_pretrained(tmp_path_factory.mktemp("vit"))
-            patch.setenv("XRAY_VIT_WEIGHTS", str(tmp_path_factory.getbasetemp() / "vit0"))
+            from transformers import ViTImageProcessor
+
+            folder = tmp_path_factory.mktemp("vit")
+            xu.vit(None, seed=0).save_pretrained(folder)
+            ViTImageProcessor().save_pretrained(folder)
+            patch.setenv("XRAY_VIT_WEIGHTS", str(folder))
         where = {"metadata": {"path": str(NOTEBOOKS[0].parent)}}
         NotebookClient(all_of_them, timeout=300, kernel_name="python3", resources=where).execute()
         assert sorted(xu.outputs_dir("figures").glob("*.svg"))

@@ -14,7 +14,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import types
+import urllib.error
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,7 +132,8 @@ def train(command, folder):
     if SLOW:
         make_images(folder / "some images")
         command = command.replace("/path/to/images", shlex.quote(str(folder / "some images")))
-        run(command.replace("mkdir -p outputs", "mkdir -p outputs/") + " -p epochs 1 -p augmented_epochs 0", folder)
+        command = command.replace("mkdir -p outputs", "mkdir -p outputs/")
+        run(f"{command} -p epochs 1 -p augmented_epochs 0 -p batch_size 8", folder)
         (made,) = (folder / "outputs").glob("*.ipynb")
         assert "resnet18_slides: 11,178,051 trained parameters" in made.read_text(encoding="utf-8")
 
@@ -142,11 +145,22 @@ def serve(command, folder):
         words += ["--no-browser", "--allow-root", "--ServerApp.port=0"]
         with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
             try:
-                address = next(filter(None, (re.search(r"http://\S+/lab\?token=\w+", line) for line in server.stderr)))
-                assert urllib.request.urlopen(address[0]).status == 200
+                address = re.compile(r"http://127\S+/lab\?token=\w+")
+                page = next(filter(None, map(address.search, server.stderr)))[0]
+                assert answers(page)
             finally:
                 server.terminate()
                 server.stderr.close()
+
+
+def answers(address, seconds=30):
+    """Whether a page is served; a server may say its address before it listens."""
+    for _ in range(2 * seconds):
+        try:
+            return urllib.request.urlopen(address).status == 200
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    return False
 
 
 # How a command is tried; the first pattern that fits it counts. That of the slides makes the decks of test_slides.py.
