@@ -39,7 +39,7 @@ def collect():
         put(runs / name / "confusion_matrix.png", xu.plot_confusion_matrix(result.predictions, title=name))
     for folder in sorted(xu.outputs_dir("runs").iterdir()):  # compared on validation only: they have no test
         if (folder / "finished.json").is_file() and not (folder / "metrics.json").is_file():
-            if not folder.name.endswith("_sample") and not folder.name.startswith(("stamp", "relearned")):
+            if not folder.name.endswith("_sample") and not folder.name.startswith(("stamp", "relearned", "recipe")):
                 for file in ("config.json", "history.csv"):
                     put(runs / folder.name / file, folder / file)
     for path in xu.outputs_dir("tables").glob("*.csv"):  # of notebook 7
@@ -48,7 +48,7 @@ def collect():
 
 
 def tables():
-    """Write comparison.csv and .png, tables/calibration.csv, and reliability.png of the runs in `runs/`."""
+    """Write comparison.csv and .png, tables/calibration.csv, and calibration.png of the runs in `runs/`."""
     results = xu.load_results(NAMES, HERE / "runs")
     table = xu.compare(results)
     put(HERE / "comparison.csv", table)
@@ -70,7 +70,7 @@ def tables():
     calibration = pd.DataFrame.from_dict(rows, orient="index")
     put(HERE / "tables" / "calibration.csv", calibration)
     best = [name for name in shown if name.startswith("resnet18_augmented_grouped")]
-    put(HERE / "reliability.png", xu.plot_reliability({name: shown[name] for name in best}))
+    put(HERE / "calibration.png", xu.plot_reliability({name: shown[name] for name in best}))
     print(calibration.round(3).to_string())
 
 

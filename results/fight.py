@@ -8,8 +8,8 @@ With the images of `XRAY_DATA` and the ViT of `XRAY_VIT_WEIGHTS`, in this order 
 
 The choice, fixed before any recipe was asked about the other hospital: of each kind of network the recipe with the
 highest AUC of ill against normal on the validation images of sources that hold both, each seen through two draws of
-`augment_strong`; and of all kinds the ensemble of these. The question, fixed as well: covid against normal, by
-p_covid / (p_covid + p_normal).
+`augment_strong` (which favours what was trained on such pictures, and is meant to); and of all kinds the ensemble of
+these. The question, fixed as well: covid against normal, by p_covid / (p_covid + p_normal).
 """
 
 import argparse
@@ -133,7 +133,7 @@ class Probe:
 
     def _see(self, split):
         seen = side_of("features", self.recipe, split)
-        path = xu.outputs_dir("features", f"{seen.fingerprint()}.npy")
+        path = xu.outputs_dir("features", f"{Path(WEIGHTS).name}_{seen.fingerprint()}.npy")
         if not path.is_file():
             seen = Split(split.rows.assign(mirrored=False), seen.take(np.arange(len(seen))), np.arange(len(seen)))
             with torch.autocast("cpu", torch.bfloat16), whole_file(path) as temporary, open(temporary, "wb") as file:
@@ -154,7 +154,8 @@ class Probe:
 def source_directions(seen, rows, rounds=20):
     """Orthonormal directions [features, d] that tell the sources of one class apart, found one after the other.
 
-    (Iterative nullspace projection, Ravfogel et al. 2020, arXiv:2004.07667: the linear form of adversarial training.)
+    (In the manner of iterative nullspace projection, Ravfogel et al. 2020, arXiv:2004.07667, the linear relative of
+    adversarial training; but the directions are found in standardised features and taken out of the raw ones.)
     """
     away = np.zeros((seen.shape[1], 0))
     for _ in range(rounds):
@@ -259,6 +260,12 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--recipes", nargs="+", choices=list(dict.fromkeys(OF_RESNET + OF_VIT + OF_FEATURES)))
     options = parser.parse_args()
+    if options.recipes and any(set(options.recipes) - set(KINDS[kind]) for kind in options.kinds or KINDS):
+        parser.error(
+            "name the kind, and recipes of that kind alone: " + "; ".join(f"{k}: {v}" for k, v in KINDS.items())
+        )
+    if options.step == "elsewhere" and (xu.external_dir() is None or not (TABLES / "recipes_home.csv").is_file()):
+        parser.error("set XRAY_EXTERNAL to the folder of another hospital, and run the step `home` first.")
     data = xu.load_data(protocol="grouped", seed=0, mirror=False)
     if options.step == "train":
         for seed in options.seeds:

@@ -293,3 +293,19 @@ def test_a_table_is_saved_whole_or_the_old_one_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Free some space"):
         xu.save_table(table, "one_sample")
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["one_sample.csv"]
+
+
+RUNS = sorted((Path(__file__).resolve().parents[1] / "results" / "runs").glob("*/metrics.json"))
+
+
+def test_there_are_results_of_eight_real_runs():
+    assert len(RUNS) == 8
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
+def test_the_committed_numbers_are_those_of_the_committed_answers(path):
+    kept, found = json.loads(path.read_text()), xu.compute_metrics(pd.read_csv(path.with_name("predictions.csv")))
+    assert kept.keys() == found.keys()
+    assert {k: v for k, v in kept.items() if k != "classes"} == {
+        k: pytest.approx(found[k]) for k in kept if k != "classes"
+    }

@@ -78,6 +78,8 @@ def test_a_class_that_is_absent_has_no_recall_and_no_area():
     assert xu.with_interval(metrics, "recall_virus") == "cannot be said"
     seen = [metrics["recall_covid"], metrics["recall_normal"]]
     assert metrics["balanced_accuracy"] == pytest.approx(np.mean(seen))
+    two = table[table.label != "virus"]
+    assert xu.compute_metrics(two.assign(predicted=two.label))["macro_f1"] == 1, "it counts for nothing in the mean"
 
 
 class TestTwo:
@@ -101,6 +103,9 @@ class TestTwo:
         assert result["difference"] == pytest.approx(two["recall_covid"] - one["recall_covid"])
         low, high = result["difference_interval"]
         assert low <= result["difference"] <= high
+        assert set(result) == {"difference", "difference_interval"}, "McNemar's test is one of accuracy"
+        none = xu.compare_two(self.first.query("label != 'virus'"), self.second, "recall_virus")
+        assert none == {"difference": None, "difference_interval": None}
         same = xu.compare_two(self.first, self.first, "auc_covid")  # drawn for both at once: no width
         assert (same["difference"], same["difference_interval"]) == (0, [0, 0])
 

@@ -183,7 +183,8 @@ def _statistics(predictions, weights):
         recall = right / true
     result = {"accuracy": right.sum(axis=1) / weights.sum(axis=1)}
     result["balanced_accuracy"] = np.where(true > 0, recall, 0).sum(axis=1) / (true > 0).sum(axis=1)
-    result["macro_f1"] = (2 * right / np.maximum(true + said, 1)).mean(axis=1)
+    present = label.any(axis=0)  # a class that no image has counts for nothing, as in balanced accuracy
+    result["macro_f1"] = (2 * right / np.maximum(true + said, 1))[:, present].mean(axis=1)
     result |= {f"recall_{name}": recall[:, i] for i, name in enumerate(CLASSES)}
     if set(PROBABILITIES) <= set(predictions):
         sure = predictions[PROBABILITIES].max(axis=1).to_numpy() > 0.9
@@ -208,11 +209,12 @@ def _auc(scores, positive, weights):
 
 
 def compare_two(first, second, statistic="accuracy", resamples=2000, seed=0):
-    """How much more accurate `second` is than `first`, with a 95 % interval over groups, as a dict.
+    """How much more accurate `second` is than `first`: `difference`, with a 95 % interval over groups, as a dict.
 
-    Groups are drawn for both tables at once, so that what they share counts as paired. Only where both answer the
-    same images there is an exact McNemar test too (McNemar 1947): `only_first`, `only_second` right, and its `p`.
-    statistic: the number whose difference is asked for, any of `compute_metrics` with an interval ("auc_covid", say).
+    Groups are drawn for both tables at once, so that what they share counts as paired; one name is one patient in
+    both. Of accuracy, where both answer the same images, there is an exact McNemar test too (McNemar 1947):
+    `only_first`, `only_second` right, and its `p`. statistic: the number whose difference is asked for, any of
+    `compute_metrics` with an interval ("auc_covid", say); None where the images cannot give it.
     Raises ValueError for a table that `report` would refuse, labels that contradict each other, or an unknown number.
     """
     tables = [first, second]
@@ -236,17 +238,19 @@ def compare_two(first, second, statistic="accuracy", resamples=2000, seed=0):
                 _statistics(table, weights[:, group])[statistic] for table, group in zip(tables, groups, strict=True)
             )
         drawn.append(two - one)
-    result = {"difference": float(ones[1][statistic][0] - ones[0][statistic][0])}
+    difference = float(ones[1][statistic][0] - ones[0][statistic][0])
+    result = {"difference": None if np.isnan(difference) else difference}
     result["difference_interval"] = _interval(np.concatenate(drawn))
     if set(keys[0]) == set(keys[1]) and keys[0].is_unique and keys[1].is_unique:
         labels = [table.label.set_axis(key) for table, key in zip(tables, keys, strict=True)]
         if not labels[0].equals(labels[1].reindex(labels[0].index)):
             raise ValueError("second: the same images have other labels than in first; these tables do not belong "
                              "together.")  # fmt: skip
-        other = right[1].reindex(right[0].index)
-        result["only_first"], result["only_second"] = int((right[0] & ~other).sum()), int((~right[0] & other).sum())
-        differing = result["only_first"] + result["only_second"]
-        result["p"] = float(binomtest(result["only_first"], differing).pvalue) if differing else 1.0
+        if statistic == "accuracy":
+            other = right[1].reindex(right[0].index)
+            result["only_first"], result["only_second"] = int((right[0] & ~other).sum()), int((~right[0] & other).sum())
+            differing = result["only_first"] + result["only_second"]
+            result["p"] = float(binomtest(result["only_first"], differing).pvalue) if differing else 1.0
     return result
 
 

@@ -239,7 +239,8 @@ def verdict(table):
     row = guilty.loc[worst]
     return (
         f"ACCUSED: with {worst}, {row['balanced accuracy']:.0%} [{row.low:.0%}, "
-        f"{row.high:.0%}] of each class are recognised, where an innocent data set would give {row.innocent:.0%}. "
+        f"{row.high:.0%}] of the classes are recognised on average, where an innocent data set would give "
+        f"{row.innocent:.0%}. "
         "What a network scores on this data may be where the images come from, not the disease."
     )
 

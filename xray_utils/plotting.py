@@ -641,8 +641,8 @@ def plot_experiments(table):
 
     Of `overview` only the experiments for which that can be said.
     """
-    if not isinstance(table, pd.DataFrame) or table.empty or "innocent" not in table:
-        raise ValueError("table: it has no column 'innocent'; pass the table made by judge or overview.")
+    if not isinstance(table, pd.DataFrame) or table.empty or not {"low", "high", "innocent"} <= set(table):
+        raise ValueError("table: it lacks low, high or 'innocent', or rows; pass the table made by judge or overview.")
     every = "guilty" in table
     if every:
         table, kind, label = table[table.innocent.notna()], "experiments", "balanced accuracy, or AUC"

@@ -34,10 +34,11 @@ def equalise(pixels):
 
 
 def crop_lungs(pixels, margin=0.05):
-    """The box around the lung fields, brought back to full size: no border, no marks, no shoulders. uint8 [B, H, W, 3].
+    """The box around the lung fields, stretched to the full picture: little of border, marks, shoulders is left.
 
-    margin: kept around the lungs, a share of the width of the picture. Where `lung_fields` finds no lung the picture
-    stays as it is. For `change_data`. Raises ValueError for anything but such pixels, or a bad margin.
+    pixels: uint8 [B, H, W, 3], and so is what comes back. margin: kept around the lungs, a share of the width of the
+    picture. Estimates that are not trusted count too; where `lung_fields` finds no lung the picture stays as it is.
+    For `change_data`. Raises ValueError for anything but such pixels, or a bad margin.
     """
     check_number("margin", margin, lambda m: 0 <= m <= 1, "a share of the width, from 0 to 1")
     masks, (height, width), out = lung_fields(pixels).masks, pixels.shape[1:3], []

@@ -123,6 +123,9 @@ def augment_strong(images, generator):
     from outside in one random tone; gamma 1/2 to 2, contrast 0.6 to 1.4, brightness 30 % of the range; blurred or
     sharpened; noise; and a rectangle in a random tone at a random place, as a marker or a cable would hide something.
 
+    A marker lies on half of the pictures. Normalised by the statistics of another set (ResNet18, ViT) grey pictures get
+    a slight tint too, since the range is that of all three channels. Source: ours.
+
     images: normalised [B, 3, H, W]; the same generator state gives the same result.
     """
     n, (height, width) = len(images), images.shape[2:]
