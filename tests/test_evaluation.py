@@ -251,6 +251,10 @@ def test_compare_of_nothing_says_what_to_run():
         xu.compare({})
 
 
+def test_nothing_trained_is_an_empty_table():
+    assert xu.best_epochs({}).round(3).empty, "notebook 3 with option_epochs = 0"
+
+
 def test_best_epochs_are_those_with_the_lowest_validation_loss():
     history = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [0.5, 0.2, 0.3], "val_accuracy": [0.6, 0.7, 0.9]})
     table = xu.best_epochs({"one": history, "two": history.head(1)})

@@ -368,8 +368,12 @@ def beside_original(predictions, network):
 
 
 def best_epochs(histories):
-    """Of each history in `{"name": table}`: epochs run, the best one on validation, its loss and accuracy there."""
-    check_histories("histories", histories, "val_loss", "val_accuracy")
+    """Of each history in `{"name": table}`: epochs run, the best one on validation, its loss and accuracy there.
+
+    Nothing trained gives an empty table. Raises ValueError for what is no history.
+    """
+    if not isinstance(histories, dict) or histories:
+        check_histories("histories", histories, "val_loss", "val_accuracy")
     rows = {}
     for name, history in histories.items():
         best = history.loc[history.val_loss.idxmin()]
