@@ -10,10 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp, softmax
-from scipy.stats import binomtest, sem, t
-from sklearn.metrics import accuracy_score, classification_report
+import scipy
 
 from .data import (
     CLASSES,
@@ -98,6 +95,8 @@ def report(predictions):
 
     Raises ValueError for a missing column, an empty table, an unknown class, or p_... that are no probabilities.
     """
+    from sklearn.metrics import accuracy_score, classification_report
+
     check_predictions(predictions)
     rows = classification_report(
         predictions.label, predictions.predicted, labels=list(CLASSES), output_dict=True, zero_division=0
@@ -250,7 +249,7 @@ def compare_two(first, second, statistic="accuracy", resamples=2000, seed=0):
             other = right[1].reindex(right[0].index)
             result["only_first"], result["only_second"] = int((right[0] & ~other).sum()), int((~right[0] & other).sum())
             differing = result["only_first"] + result["only_second"]
-            result["p"] = float(binomtest(result["only_first"], differing).pvalue) if differing else 1.0
+            result["p"] = float(scipy.stats.binomtest(result["only_first"], differing).pvalue) if differing else 1.0
     return result
 
 
@@ -324,7 +323,7 @@ def seed_table(seeds):
         gap = (wide.slides - wide.grouped).dropna()
         row["gap"] = "cannot be said"
         if len(gap) > 1:
-            low, high = t.interval(0.95, len(gap) - 1, gap.mean(), sem(gap))
+            low, high = scipy.stats.t.interval(0.95, len(gap) - 1, gap.mean(), scipy.stats.sem(gap))
             row["gap"] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
         rows[network] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -338,9 +337,9 @@ def fit_temperature(validation):
 
     def loss(log_temperature):
         scale = np.exp(-log_temperature)
-        return (logsumexp(logits * scale, axis=1) - own * scale).mean()
+        return (scipy.special.logsumexp(logits * scale, axis=1) - own * scale).mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def apply_temperature(predictions, temperature):
@@ -348,7 +347,9 @@ def apply_temperature(predictions, temperature):
     check_predictions(predictions, needed=PROBABILITIES)
     check_number("temperature", temperature, lambda t: 0 < t < np.inf, "a positive number")
     logits = np.log(predictions[PROBABILITIES].clip(1e-12)) / temperature
-    return predictions.assign(**dict(zip(PROBABILITIES, softmax(logits.to_numpy(), axis=1).T, strict=True)))
+    return predictions.assign(
+        **dict(zip(PROBABILITIES, scipy.special.softmax(logits.to_numpy(), axis=1).T, strict=True))
+    )
 
 
 def beside_original(predictions, network):

@@ -9,10 +9,6 @@ import hashlib
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from .data import (
@@ -144,6 +140,11 @@ def guess(features, rows, seed=0, folds=5):
     Cross-validated over groups: no image is answered by a model that has seen its patient. `rows` needs the columns
     file, label and group. Raises ValueError when a class has fewer groups than there are folds.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     check_table("rows", rows, ["file", "label", "group"], "audit_images")
     check_array("features", features, (len(rows), None), f"features of the {len(rows)} rows")
     check_whole("seed", seed)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from .data import CLASSES, check_whole
@@ -163,7 +163,7 @@ def sanity_check(model, split, seed=0, batch_size=16):
     ranks = []
     for one in (model, randomised(model, seed)):
         maps = where_it_looks(one, split, target, batch_size)
-        ranks.append(rankdata(maps.reshape(len(maps), -1), axis=1))
+        ranks.append(scipy.stats.rankdata(maps.reshape(len(maps), -1), axis=1))
         ranks[-1] -= ranks[-1].mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return (ranks[0] * ranks[1]).sum(axis=1) / np.sqrt((ranks[0] ** 2).sum(axis=1) * (ranks[1] ** 2).sum(axis=1))

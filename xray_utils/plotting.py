@@ -8,13 +8,11 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from IPython.display import Image as display_image
 from IPython.display import display
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from .data import (
     CLASSES,
@@ -130,6 +128,8 @@ def save_figure(figure, name):
 
 def _colour_of(name, i=0):
     """The colour of a model's run, or one by its place for other names."""
+    import seaborn as sns
+
     others = sns.color_palette("colorblind", 10)[i % 10]
     return next((colour for model, colour in MODEL_COLOURS.items() if name.startswith(model)), others)
 
@@ -218,6 +218,8 @@ def plot_class_balance(images):
 
 def plot_sizes(images):
     """Width against height, and the aspect, of each class."""
+    import seaborn as sns
+
     images = _readable(images, "label", "width", "height", maker="audit_images")
     with _figure(1, 2, 10.5, 3.9) as (figure, axes):
         scatter, aspect = axes[0]
@@ -243,6 +245,8 @@ def plot_sizes(images):
 
 def plot_colour(images):
     """Colour modes of the files, and the tint (mean blue minus mean red) of each image."""
+    import seaborn as sns
+
     images = _readable(images, "label", "mode", "tint", maker="audit_images")
     modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES)
     with _figure(1, 2, 10, 3.4) as (figure, axes):
@@ -453,6 +457,9 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
 
     predictions: the table of one run, or `{"name": table}` for several in one figure, titled by their names.
     """
+    import seaborn as sns
+    from sklearn.metrics import confusion_matrix
+
     check_kind("title", title, str, "title", "a string")
     if isinstance(predictions, dict):
         check_tables("predictions", predictions)
@@ -572,6 +579,8 @@ def plot_comparison(table):
 
 def plot_roc(predictions):
     """ROC and precision-recall curve of each class against the other two; areas with their 95 % intervals."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
     check_predictions(predictions, needed=PROBABILITIES)
     metrics = compute_metrics(predictions)
     with _figure(1, 2, 9.5, 4.2) as (figure, axes):
@@ -669,6 +678,8 @@ def plot_home_and_away(internal, external):
 
     A point an image; the AUC of covid against normal stands in the title. Classes that are absent have no column.
     """
+    import seaborn as sns
+
     check_predictions(internal, "internal", PROBABILITIES)
     check_predictions(external, "external", PROBABILITIES)
     tables = {"at home (test images)": internal, "elsewhere": external}

@@ -8,12 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from PIL import Image, ImageOps
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from .data import Split, check_array, check_choice, check_data, check_number, check_table
@@ -125,6 +122,10 @@ def ill_scores(known, rows, asked):
     A logistic regression on the features `known` of training `rows`, of those alone that lie `within_sources`: it has
     never had to tell one hospital from another.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     within = within_sources(rows)
     known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
     d = known.shape[1]
@@ -138,7 +139,7 @@ def ill_scores(known, rows, asked):
 def covid_area(rows, scores):
     """AUC of covid against normal by any score, high for ill, with its interval over groups: as `compute_metrics`."""
     check_table("rows", rows, ["file", "label"], "find_images")
-    p = expit(_one_each("scores", scores, rows))
+    p = scipy.special.expit(_one_each("scores", scores, rows))
     table = rows.assign(predicted="covid", p_covid=p, p_normal=1 - p, p_virus=0.0)
     return compute_metrics(table[table.label.ne("virus")])
 
