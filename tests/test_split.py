@@ -224,7 +224,7 @@ def test_second_call_reads_what_the_first_wrote(split, monkeypatch):
     first = data.prepare(split, size=8)
     (folder,) = prepared_sets()
     stamps = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in [folder, *folder.iterdir()]}
-    monkeypatch.setattr(data, "read_image", broken)
+    monkeypatch.setattr(data, "_decode", broken)
     again = data.prepare(split, size=8)
     assert prepared_sets() == [folder]
     assert stamps == {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in [folder, *folder.iterdir()]}
@@ -248,6 +248,64 @@ def test_changed_image_or_size_makes_a_new_set(split):
     assert data.prepare(split, size=np.int64(9)).val.take([0]).shape == (1, 9, 9, 3)
     assert data.prepare(split, size=np.int64(9)).settings["size"] == 9
     assert len(prepared_sets()) == 3
+
+
+@pytest.mark.parametrize("before", ["whole", "damaged", "of another size", "of another folder", "without an index"])
+def test_only_new_and_changed_files_are_decoded(before, split, monkeypatch, tmp_path):
+    root = Path(split.attrs["root"])
+    less = split[~split.file.isin(split.file.iloc[:3])]
+    if before == "of another folder":
+        root = root.rename(tmp_path / "moved")
+    less.attrs = split.attrs = {**split.attrs, "root": str(root)}
+    data.prepare(less, size=9 if before == "of another size" else 8)
+    if before == "of another folder":
+        split.attrs = {**split.attrs, "root": str(root.rename(tmp_path / "moved again"))}
+    (folder,) = prepared_sets()
+    if before == "damaged":
+        with open(folder / "images.npy", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"?")
+    if before == "without an index":
+        (folder / "index.csv").unlink()
+    changed = less.file.iloc[0]
+    Image.new("RGB", (30, 30), (1, 2, 3)).save(Path(split.attrs["root"]) / changed)
+    decode, decoded = data._decode, []
+    monkeypatch.setattr(data, "_decode", lambda path, *more: decoded.append(path.name) or decode(path, *more))
+    after = data.prepare(split, size=8)
+    new = {Path(file).name for file in [changed, *split.file.iloc[:3]]}
+    assert len(decoded) == (4 if before == "whole" else split.file.nunique())
+    assert set(decoded) == new or before != "whole"
+    monkeypatch.setenv("XRAY_OUTPUTS", str(tmp_path / "from nothing"))
+    whole = data.prepare(split, size=8)
+    for name in data.SPLITS:
+        assert getattr(after, name).fingerprint() == getattr(whole, name).fingerprint()
+
+
+def test_a_large_jpeg_is_decoded_at_reduced_scale_and_nearly_the_same(tmp_path):
+    """1200 x 900 for 224: at half its size; the audit says how large the file is, turned as EXIF wants."""
+    rng = np.random.default_rng(0)
+    for label in data.CLASSES:
+        for i in range(3):
+            picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((1200, 900))
+            tag = picture.getexif()
+            tag[0x0112] = 6 if i else 1
+            (tmp_path / label).mkdir(exist_ok=True)
+            picture.save(tmp_path / label / f"{i}.jpg", exif=tag, quality=90)
+    images = data.audit_images(data.find_images(tmp_path))
+    sizes = {(row.width, row.height) for row in images.itertuples() if row.file.endswith("0.jpg")}
+    assert (
+        sizes == {(1200, 900)} and set(images.width) == {1200, 900} and (images.width * images.height == 1080000).all()
+    )
+    for file in images.file:
+        drafted = data._decode(tmp_path / file, 448)
+        assert drafted[0].size in [(600, 450), (450, 600)] and data._decode(tmp_path / file)[0].size == drafted[2]
+        assert data._decode(tmp_path / file, 460)[0].size == drafted[2], "the smaller side would have too few pixels"
+    prepared = data.prepare(data.split_images(images, fractions=(0.4, 0.3, 0.3), mirror=False))
+    for name in data.SPLITS:
+        side = getattr(prepared, name)
+        for file, pixels in zip(side.rows.file, side.take(np.arange(len(side))), strict=True):
+            whole = data.resize(data.read_image(tmp_path / file))
+            assert np.abs(pixels.astype(int) - whole).max() <= 3 and (pixels != whole).any()
 
 
 @pytest.mark.parametrize("where", ["resize", "to_csv", "replace"])

@@ -70,7 +70,8 @@ ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
 CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
 SPLITS = ("train", "val", "test")
 HASHED = 10**9  # bytes: up to here (6,600 images of 224 x 224) a prepared set is hashed when it is opened
-PREPARED_VERSION = 1  # part of the key: raise it when the pixels of a prepared set change
+PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
+DRAFT = 448  # pixels: a JPEG whose sides keep so many is audited at a half, a quarter or an eighth of its size
 
 
 # ---------------------------------------------------------------- folders
@@ -676,8 +677,11 @@ def read_image(path):
     return _decode(path)[0]
 
 
-def _decode(path):
-    """The image of `read_image`, and the mode that it has in the file."""
+def _decode(path, least=None):
+    """The image of `read_image`, and the mode and the size, turned as EXIF wants, that it has in the file.
+
+    least: a JPEG may come at half, a quarter or an eighth of its size, while each side keeps so many pixels.
+    """
     name = Path(path).name
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
         raise OSError(f"{name}: no ordinary file.")
@@ -690,8 +694,13 @@ def _decode(path):
                 if pixels > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{pixels} pixels ({file.width}x{file.height}) are too many.")
                 with _room_for(pixels):
+                    whole, mode = file.size, file.mode
+                    if least:
+                        file.draft(None, (least, least))
+                    drafted = file.size
                     ImageOps.exif_transpose(file, in_place=True)
-                    return _to_rgb(file, inverted=tags.get(262) == 0), file.mode
+                    whole = whole if file.size == drafted else whole[::-1]
+                    return _to_rgb(file, inverted=tags.get(262) == 0), mode, whole
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: {error} At most {MAX_PIXELS} are read: make it smaller.") from error
         except UnidentifiedImageError as error:
@@ -759,7 +768,7 @@ def _audit_one(path):
     """The audit of one file, and its thumbnail: [32 * 32] float32 without slow shading, of length 1."""
     row = dict(width=0, height=0, mode="", tint=0.0, sha256="", problem="")
     try:
-        image, mode = _decode(path)
+        image, mode, (width, height) = _decode(path, DRAFT)
         digest = _sha256(path)
     except (OSError, ValueError, MemoryError) as error:
         reason = (
@@ -768,7 +777,7 @@ def _audit_one(path):
             or type(error).__name__
         )
         return {**row, "problem": reason[:200]}, np.zeros(32 * 32, np.float32)
-    row.update(width=image.width, height=image.height, mode=mode, sha256=digest)
+    row.update(width=width, height=height, mode=mode, sha256=digest)
     small = resize(image, 32).astype(np.float32)
     row["tint"] = float((small[..., 2] - small[..., 0]).mean())
     thumbnail = small.mean(axis=-1)
@@ -782,7 +791,9 @@ def _in_threads(function, items, title):
         warnings.simplefilter("ignore")
         _hush_pillow()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            return list(progress(pool.map(function, items), title, len(items)))
+            parts = (items[start : start + 1024] for start in range(0, len(items), 1024))  # few wait: little memory
+            results = (result for part in parts for result in pool.map(function, part))
+            return list(progress(results, title, len(items)))
 
 
 def _hush_pillow():
@@ -988,9 +999,11 @@ def prepare(images, size=224):
     """Bring all images to uint8 [N, size, size, 3] once, on disk, and return the sides: `.train .val .test`.
 
     `images` is the table of `split_images`. The array lies in `outputs/prepared/<key>/`, keyed by what went in
-    (names, sizes and times of the files, `size`), and is read memory-mapped by every later call. A set whose array
-    is not as noted in meta.json is made again, and that is said. (Of over 1 GB, length and time alone are compared;
-    but `fit` hashes the pixels and takes changed ones for other data.)
+    (names, sizes and times of the files, `size`), and is read memory-mapped by every later call. Of a folder that was
+    prepared before, only new or changed files are decoded; a JPEG is decoded at a half, a quarter or an eighth of its
+    size where each side keeps twice `size`. A set whose array is not as noted in meta.json is made again, and that is
+    said. (Of over 1 GB, length and time alone are compared; but `fit` hashes the pixels and takes changed ones for
+    other data.)
     Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read,
     and for a folder that is full or cannot be written to.
     """
@@ -1011,7 +1024,7 @@ def prepare(images, size=224):
     if not _is_whole(folder):
         if folder.is_dir():
             print(f"prepare: the set in {folder} is incomplete or was changed; it is made again.")
-        _write_prepared(root, files, size, folder)
+        _write_prepared(root, stats, size, folder)
     pixels = np.load(folder / "images.npy", mmap_mode="r")
     where = {file: i for i, file in enumerate(files)}
     sides = {}
@@ -1065,14 +1078,35 @@ def _is_whole(folder):
         return False
 
 
-def _write_prepared(root, files, size, folder):
+def _prepared_before(root, stats, size, parent):
+    """What another set of the same folder has: its pixels, and the place in them of each unchanged file."""
+    best, pixels = {}, None
+    for meta in parent.glob("*/meta.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(meta.read_text())
+            if [known[key] for key in ("version", "root", "size")] != [PREPARED_VERSION, str(root), size]:
+                continue
+            index = pd.read_csv(meta.with_name("index.csv"), dtype={"file": str}, keep_default_na=False)
+            where = {
+                row: i for i, row in enumerate(index[["file", "bytes", "mtime_ns"]].itertuples(index=False, name=None))
+            }
+            same = {row[0]: where[row] for row in stats if row in where}
+            if len(same) > len(best) and _is_whole(meta.parent):
+                best, pixels = same, np.load(meta.with_name("images.npy"), mmap_mode="r")
+    return best, pixels
+
+
+def _write_prepared(root, stats, size, folder):
+    files = [file for file, *_ in stats]
     with _writing_to(folder.parent), _folder_beside(folder) as temporary:
         whole = temporary / "set"
         whole.mkdir()
-        _write_pixels(root, files, size, whole / "images.npy")
-        pd.DataFrame({"file": files}).to_csv(whole / "index.csv", index=False)
+        before = _prepared_before(root, stats, size, folder.parent)
+        _write_pixels(root, files, size, whole / "images.npy", *before)
+        pd.DataFrame(stats, columns=["file", "bytes", "mtime_ns"]).to_csv(whole / "index.csv", index=False)
         stat = os.stat(whole / "images.npy")
-        meta = {"images": len(files), "size": size, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        meta = {"version": PREPARED_VERSION, "root": str(root), "images": len(files), "size": size}
+        meta |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         meta["sha256"] = _sha256(whole / "images.npy")
         (whole / "meta.json").write_text(json.dumps(meta))
         try:
@@ -1086,16 +1120,22 @@ def _write_prepared(root, files, size, folder):
                 os.replace(whole / name, folder / name)
 
 
-def _write_pixels(root, files, size, path):
-    """By plain writes: on a full disk a write is an error, but a memory map kills the process."""
+def _write_pixels(root, files, size, path, known, pixels_before):
+    """By plain writes: on a full disk a write is an error, but a memory map kills the process.
+
+    What `known` holds, `{file: place in pixels_before}`, is copied and not decoded.
+    """
     with open(path, "wb") as array:
         header = dict(descr="|u1", fortran_order=False, shape=(len(files), size, size, 3))
         np.lib.format.write_array_header_1_0(array, header)
         start, lock = array.tell(), threading.Lock()
 
         def bring(i):
-            with _named(files[i]):
-                pixels = resize(read_image(root / files[i]), size)
+            if files[i] in known:
+                pixels = pixels_before[known[files[i]]]
+            else:
+                with _named(files[i]):
+                    pixels = resize(_decode(root / files[i], 2 * size)[0], size)
             with lock:
                 array.seek(start + i * pixels.nbytes)
                 array.write(pixels)
