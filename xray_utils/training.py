@@ -91,9 +91,9 @@ def check_use(model, split, batch_size):
 
 def to_input(pixels, model, device):
     """uint8 [B, H, W, 3] to the normalised float [B, 3, H, W] (channels last in memory) that `model` expects."""
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.input_mean, model.input_std))
-    return (images - mean) / std
+    return images.div_(255).sub_(mean).div_(std)  # in place: new memory costs more than the arithmetic
 
 
 def augment_mild(images, generator):
@@ -294,7 +294,7 @@ def fit(
     model = copy.deepcopy(model)  # the caller's keeps its first weights, so that the same call finds this run again
     model.to(device=device, memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[optimizer](trained, lr=lr, weight_decay=weight_decay)
+    optimizer = OPTIMIZERS[optimizer](trained, lr=lr, weight_decay=weight_decay, fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=3)
     weights = _class_weights(data.train).to(device) if class_weights else None
     steps = math.ceil(len(data.train) / batch_size)
