@@ -15,6 +15,7 @@ import time
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ import xray_utils as xu
 from xray_utils import data as xray_data
 from xray_utils import training
 from xray_utils.data import repository_dir, whole_file
+from xray_utils.models import build
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "reliability"))
@@ -266,32 +268,79 @@ def test_checkpoints_from_before_the_scaler_are_resumed(table):
 # ---------------------------------------------------------------- several processes
 
 
+def together(act):
+    """`act` in two forked processes that know each other, as `accelerate launch --cpu --num_processes 2` makes them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def one(rank):
+        os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        act()
+        torch.distributed.destroy_process_group()
+
+    return in_children(lambda: one("0"), lambda: one("1"))
+
+
+LOSSES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+
 @needs_fork
-def test_two_processes_share_batches_and_come_to_the_same_loss(monkeypatch):
+def test_two_processes_share_batches_and_come_to_the_same_loss():
     """21 images in batches of 10: the last has one image, and the second process none of it."""
     data = make_data(train=(9, 7, 5), val=(5, 4, 2))
     options = dict(epochs=2, batch_size=10, precision="fp32", lr=0.01)
     broken = make_data(train=(9, 7, 5), val=(5, 4, 2))
     broken.train.pixels = broken.train.pixels.astype(np.float32)
     broken.train.pixels[11] = np.nan  # one process meets it; the other must not wait for it
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
 
-    def act(rank):
-        os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    def act():
         xu.fit(linear(), data, "linear", **options)
         xu.fit(xu.baseline_cnn(), data, "baseline", **options)  # running statistics, which are sent around
         with pytest.raises(FloatingPointError, match="epoch 1, batch .* No epoch is complete yet"):
             xu.fit(linear(), broken, "broken", **options)
-        torch.distributed.destroy_process_group()
 
-    assert in_children(lambda: act("0"), lambda: act("1")) == [0, 0]
-    alone, together = xu.fit(linear(), data, "alone", **options), xu.load_run("linear", linear())
-    for column in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
-        assert np.allclose(together.history[column], alone.history[column], rtol=1e-5), column
+    assert together(act) == [0, 0]
+    alone, two = xu.fit(linear(), data, "alone", **options), xu.load_run("linear", linear())
+    for column in LOSSES:
+        assert np.allclose(two.history[column], alone.history[column], rtol=1e-5), column
     baseline = pd.read_csv(xu.outputs_dir("runs", "baseline", "history.csv"))
     assert np.isfinite(baseline.to_numpy()).all() and len(baseline) == 2
+
+
+@needs_fork
+def test_a_vit_begun_by_two_processes_is_finished_by_one_with_the_same_losses(monkeypatch):
+    """21 images in batches of 9: no batch parts evenly."""
+    data = make_data(size=32, train=(9, 7, 5), val=(5, 4, 2))
+    spec = xu.vit(None).spec
+    spec["config"]["image_size"] = 32
+    model = build(spec, [0.5] * 3, [0.5] * 3)
+    options = dict(epochs=2, batch_size=9, precision="fp32", lr=1e-3, optimizer="adamw", schedule="cosine", warmup=0.1)
+    seeds = iter([1, None])
+
+    def begin():
+        monkeypatch.setattr(training, "set_seed", lambda _: next(seeds) or stop())
+        with pytest.raises(KeyboardInterrupt):
+            xu.fit(model, data, "two", **options)
+
+    assert together(begin) == [0, 0]
+    assert len(pd.read_csv(xu.outputs_dir("runs", "two", "history.csv"))) == 1
+    two, alone = (xu.fit(model, data, name, **options) for name in ("two", "alone"))
+    assert two.folder.name == "two" and len(two.history) == 2
+    for column in LOSSES:
+        assert np.allclose(two.history[column], alone.history[column], rtol=1e-5), column
+
+
+def test_batchnorm_is_synchronised_on_several_gpus_alone():
+    for processes, device, wanted in (
+        (2, "cuda", nn.SyncBatchNorm),
+        (2, "cpu", nn.BatchNorm2d),
+        (1, "cuda", nn.BatchNorm2d),
+    ):
+        model = xu.baseline_cnn()
+        there = training.synchronised(model, SimpleNamespace(num_processes=processes, device=torch.device(device)))
+        assert type(there[1]) is wanted and type(model[1]) is nn.BatchNorm2d
+        assert there.state_dict().keys() == model.state_dict().keys()
 
 
 # ---------------------------------------------------------------- prepared sets that were changed

@@ -145,8 +145,11 @@ def outputs_dir(*parts):
 
 
 def progress(iterable, what, total=None):
-    """A progress bar that is gone when it is done; `TQDM_DISABLE=1` in the environment turns all of them off."""
-    off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    """A progress bar that is gone when it is done; `TQDM_DISABLE=1` in the environment turns all of them off.
+
+    Of several processes the first alone has one.
+    """
+    off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or os.environ.get("RANK", "0") != "0"
     return tqdm(iterable, what, total, leave=False, disable=off)
 
 

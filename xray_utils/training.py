@@ -266,7 +266,9 @@ def fit(
     per image, the training loss with its class weights; seconds and images per second (of training) are those of the
     whole epoch, validation included.
 
-    `model` itself is left as it is: a copy of it is trained.
+    `model` itself is left as it is: a copy of it is trained. Started by `accelerate launch` or `notebook_launcher`,
+    the processes share each batch: `batch_size` is that of all of them, one writes, and any number of them resumes.
+    BatchNorm sees all of the batch on GPUs, and on CPUs the part of its own process.
 
     Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
     RuntimeError when memory runs out, with a batch size to try, and OSError when the run folder cannot be written.
@@ -291,8 +293,8 @@ def fit(
         return load_run(folder, copy.deepcopy(model))
 
     device = accelerator.device
-    model = copy.deepcopy(model)  # the caller's keeps its first weights, so that the same call finds this run again
-    model.to(device=device, memory_format=torch.channels_last)
+    result = copy.deepcopy(model)  # the caller's keeps its first weights, so that the same call finds this run again
+    model = synchronised(result, accelerator).to(device=device, memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[optimizer](trained, lr=lr, weight_decay=weight_decay, fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=3)
@@ -301,9 +303,11 @@ def fit(
     history = _resume(folder, model, optimizer, plateau, accelerator)
     network = accelerator.prepare(model)
     optimizer = accelerator.prepare(optimizer)
-    print(
+    accelerator.print(
         f"{folder.name}: {count_parameters(model, trainable=True):,} trained parameters, {len(data.train)} training "
-        f"images, {device.type} in {precision}" + (f", resumed after epoch {len(history)}" if history else "")
+        f"images, {device.type} in {precision}"
+        + (f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else "")
+        + (f", resumed after epoch {len(history)}" if history else "")
     )
     advice = f"Try a lower lr than {lr}, or precision='fp32'."
     try:
@@ -378,7 +382,14 @@ def fit(
         accelerator.wait_for_everyone()
     finally:
         accelerator.unwrap_model(network, keep_fp32_wrapper=False)
-    return load_run(folder, model)
+    return load_run(folder, result.to(device))
+
+
+def synchronised(model, accelerator):
+    """`model`; on several GPUs a copy whose BatchNorm sees the parts of all processes (torch has none for CPUs)."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    return model
 
 
 def _check_settings(
