@@ -147,7 +147,8 @@ def test_the_course_is_found_from_its_own_folders_without_an_address(course):
 
 
 def test_without_an_address_it_is_said_what_to_do(tmp_path):
-    assert "Set REPOSITORY above, or open this notebook in its folder." in run_cells(tmp_path, "").stderr
+    example = 'REPOSITORY = "https://github.com/<you>/<course>.git"'
+    assert f"Write above {example}, or open this notebook in its folder." in run_cells(tmp_path, "").stderr
 
 
 @needs_git
