@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
@@ -190,6 +191,16 @@ def test_every_command_is_well_formed_and_tried(page, command, tmp_path):
 def test_the_readme_takes_ten_minutes():
     text = re.sub(r"```.*?```", "", text_of("README.md"), flags=re.S)
     assert len(text.split()) < 2000, "200 words a minute"
+
+
+def test_the_shares_on_both_sides_are_those_that_were_counted():
+    table = pd.read_csv(ROOT / "results" / "tables" / "leak.csv").set_index(["protocol", "mirror", "seed"])
+    seen, unmirrored = table.loc["slides", True, 0], table.loc["slides", False, 0]
+    text = " ".join(text_of("README.md").split())
+    assert f"{100 * seen.twin:.0f} % of the test images of the CNNs have their mirror twin in training" in text
+    assert f"and {100 * seen.patient:.0f} % an image of their patient" in text
+    assert f"it is none and {100 * unmirrored.patient:.0f} %" in text and unmirrored.twin == 0
+    assert not table.loc["grouped", ["twin", "near-duplicate", "patient"]].any(axis=None)
 
 
 def test_the_command_for_windows_is_the_first_one():
