@@ -1,7 +1,7 @@
 """Copy what the real runs gave from outputs/runs to results/runs: tables and curves, no image of any patient.
 
 Run it after the notebooks: `.venv/bin/python results/collect.py`; with `tables` behind it, it copies nothing and makes
-the comparison and the calibration again from what is here.
+the comparison and the calibration again from what is here; with `leak`, it counts who is on both sides of a split.
 """
 
 import shutil
@@ -74,7 +74,27 @@ def tables():
     print(calibration.round(3).to_string())
 
 
+def leak():
+    """Write tables/leak.csv: the share of test images with a relation in training, as notebook 2 counts it."""
+    images, rows = xu.audit_images(xu.find_images(xu.data_dir())), []
+    for protocol, mirror in (("slides", True), ("slides", False), ("grouped", True)):
+        for seed in range(5):
+            split = xu.split_images(images, protocol, seed, mirror)
+            train, test = split[split.split == "train"], split[split.split == "test"]
+            pairs = test.merge(train, on="alike")
+            pairs = pairs.file_x[pairs.file_x != pairs.file_y]
+            row = {"protocol": protocol, "mirror": mirror, "seed": seed, "test images": len(test)}
+            row |= {"twin": test.file.isin(train.file).mean(), "near-duplicate": test.file.isin(pairs).mean()}
+            rows.append(row | {"patient": test.group.isin(train.group).mean()})
+    table = pd.DataFrame(rows).set_index("protocol")
+    put(HERE / "tables" / "leak.csv", table)
+    print(table.to_string())
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["tables"]:
-        collect()
-    tables()
+    if sys.argv[1:] == ["leak"]:
+        leak()
+    else:
+        if sys.argv[1:] != ["tables"]:
+            collect()
+        tables()

@@ -345,3 +345,15 @@ def test_names_at_the_ends_of_lines_do_not_overlap(history):
     axes = figure.axes[1]
     heights = sorted(axes.transAxes.transform(text.xyann)[1] for text in axes.texts)
     assert len(heights) == 3 and min(np.diff(heights)) > axes.texts[0].get_fontsize() * figure.dpi / 72
+
+
+def test_a_figure_says_its_titles_and_axes_where_it_cannot_be_seen(images, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plotting, "display", lambda *bundle, **more: shown.append(bundle[0]))
+    for figure in (xu.plot_class_balance(images), xu.plot_residual_block(xu.resnet18().layer1[0])):
+        figure._ipython_display_()
+    balance, block = (one["text/plain"] for one in shown)
+    assert {*shown[0]} == {"image/png", "text/plain"}
+    title, axis = balance.removeprefix("Figure: ").split("; ")
+    assert "the largest class" in title and axis == "number"
+    assert "ReLU" in block

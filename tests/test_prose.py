@@ -53,6 +53,7 @@ def numbers_of(text):
 
 def printed_by(nb):
     outputs = [output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs]
+    outputs = [one for one in outputs if not any(kind.startswith("image/") for kind in one.get("data", {}))]
     return set().union(*(numbers_of(text_of(output)) for output in outputs))
 
 

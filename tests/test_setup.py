@@ -147,7 +147,8 @@ def test_the_course_is_found_from_its_own_folders_without_an_address(course):
 
 
 def test_without_an_address_it_is_said_what_to_do(tmp_path):
-    assert "Set REPOSITORY above, or open this notebook in its folder." in run_cells(tmp_path, "").stderr
+    example = 'REPOSITORY = "https://github.com/<you>/<course>.git"'
+    assert f"Write above {example}, or open this notebook in its folder." in run_cells(tmp_path, "").stderr
 
 
 @needs_git
@@ -327,6 +328,36 @@ def test_a_set_is_fetched_once_by_its_name(home, tmp_path, monkeypatch):
     assert len(asked) == 1 and xu.data_dir() == home / "data" / "xray" and len(xu.find_images(xu.data_dir())) == 18
     with pytest.raises(FileExistsError):
         xu.use_images("radiography")
+
+
+def test_on_another_machine_the_images_are_brought_again(home, tmp_path, monkeypatch, capsys):
+    """Outputs on a Drive outlive the machine, and with it `data/xray`; an archive on the Drive does, too."""
+    make_images(tmp_path / "cache" / "set")
+    fetch = SimpleNamespace(dataset_download=lambda name: tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "kagglehub", fetch)
+    archive, own = zipped(tmp_path / "cache" / "set", tmp_path / "my images.zip"), home / "data" / "xray"
+    for source in ("covid-cxr", archive):
+        xu.use_images(source)
+        shutil.rmtree(own)
+        with pytest.raises(FileNotFoundError, match="no folder any more. Call it again, with nothing in the brackets"):
+            xu.data_dir()
+        xu.use_images()
+        assert xu.data_dir() == own and len(xu.find_images(own)) == 18
+        assert f"{own} is gone; its images are brought again from {source}." in capsys.readouterr().out
+        xu.use_images()
+        assert capsys.readouterr().out == "The notebooks use data/xray.\n"
+        shutil.rmtree(own)
+    archive.unlink()
+    with pytest.raises(FileNotFoundError, match=r"\(from '.*my images.zip'\), .* Call it again, with your images"):
+        xu.use_images()
+
+
+def test_a_choice_of_one_line_is_read(home, tmp_path):
+    make_images(tmp_path / "mine")
+    xu.outputs_dir().mkdir()
+    xu.outputs_dir(data.CHOICE).write_text(str(tmp_path / "mine"), encoding="utf-8")
+    xu.use_images()
+    assert xu.data_dir() == tmp_path / "mine"
 
 
 def test_real_images_are_brought_as_the_readme_says(home, tmp_path, monkeypatch):

@@ -102,16 +102,27 @@ def data_dir():
         return folder
     own = repository_dir() / "data" / "xray"
     if outputs_dir(CHOICE).is_file():
-        folder = Path(outputs_dir(CHOICE).read_text(encoding="utf-8"))
+        folder, source = _chosen()
         if not folder.is_dir():
+            again = f"nothing in the brackets: it fetches {source!r} again" if _is_there(source) else "your images"
             raise FileNotFoundError(
-                f"xu.use_images chose {str(folder)!r}, which is no folder any more. Call it again, with 'sample' to go "
-                "back to the bundled synthetic images."
+                f"xu.use_images chose {str(folder)!r}{source and f' (from {source!r})'}, which is no folder any more. "
+                f"Call it again, with {again}; or with 'sample' to go back to the bundled synthetic images."
             )
         return folder
     if own.is_dir() and any(entry for entry in own.iterdir() if not entry.name.startswith(".")):
         return own
     return repository_dir() / "data" / "sample"
+
+
+def _chosen():
+    """What `use_images` chose: the folder, and the set or archive that it came from ("" for a folder of the user)."""
+    folder, _, source = outputs_dir(CHOICE).read_text(encoding="utf-8").partition("\n")
+    return Path(folder), source
+
+
+def _is_there(source):
+    return source == "sample" or source in SOURCES or (source != "" and zipfile.is_zipfile(source))
 
 
 def external_dir():
@@ -571,7 +582,8 @@ def use_images(source=None):
 
     source: a name in `SOURCES`, fetched into `data/xray`; a .zip file, unpacked there; the folder of your images,
     which stay where they are; "upload" (on Colab: asks for a .zip file); "sample"; or None, to change nothing. The
-    choice is kept in `outputs/data_dir.txt`. What `data/xray` already holds is not fetched or unpacked again.
+    choice is kept in `outputs/data_dir.txt`. What `data/xray` already holds is not fetched or unpacked again; what is
+    gone from there (outputs on a Drive, another machine) is, from the same set or archive.
 
     Raises ValueError for what is none of these, and while XRAY_DATA is set, which goes first; FileExistsError if
     `data/xray` holds something else; and what `download_images`, `unpack_zip` and `find_images` raise. The choice is
@@ -581,9 +593,15 @@ def use_images(source=None):
         check_path("source", source, "the name of a set, a folder, a .zip file, or None")
         if os.environ.get("XRAY_DATA"):
             raise ValueError(f"source: {str(source)!r} would not be used while XRAY_DATA is set. Unset that first.")
-        folder = _images_of(source)
+    elif outputs_dir(CHOICE).is_file() and not os.environ.get("XRAY_DATA"):
+        folder, before = _chosen()
+        if not folder.is_dir() and _is_there(before):
+            print(f"{folder} is gone; its images are brought again from {before}.")
+            source = before
+    if source is not None:
+        folder, origin = _images_of(source)
         with whole_file(outputs_dir(CHOICE)) as path:
-            path.write_text(str(folder), encoding="utf-8")
+            path.write_text(f"{folder}\n{origin}", encoding="utf-8")
     folder, here = data_dir().resolve(), repository_dir().resolve()
     is_bundled = folder == here / "data" / "sample"
     shown = folder.relative_to(here).as_posix() if here in folder.parents else folder
@@ -591,27 +609,31 @@ def use_images(source=None):
 
 
 def _images_of(source):
-    """The folder that `use_images` is to use, if it can be read; a set or an archive is brought to `data/xray`."""
+    """The folder for `use_images`, if it can be read, and where it can be had again (as `_chosen` gives it).
+
+    A set or an archive is brought to `data/xray`.
+    """
     own = repository_dir() / "data" / "xray"
     if source == "sample":
-        return own.with_name("sample")
+        return own.with_name("sample"), source
     path = Path(_upload() if source == "upload" else source).expanduser()
     if source not in SOURCES and path.is_dir():
         find_images(path)
-        return path.resolve()
+        return path.resolve(), ""
     if source not in SOURCES and not zipfile.is_zipfile(path):
         raise ValueError(
             f"source: {str(source)!r} is no folder, no .zip file and no known set. Known: {', '.join(SOURCES)}."
         )
+    origin = source if source in SOURCES else str(path.resolve())
     key = source if source in SOURCES else f"{path.name}, {path.stat().st_size} bytes"
     if (own / ".source").is_file() and (own / ".source").read_text(encoding="utf-8") == key:
-        return own  # since the last time
+        return own, origin  # since the last time
     if source in SOURCES:
-        return download_images(source, own)
+        return download_images(source, own), origin
     with _to_be_filled(own, key) as whole:
         unpack_zip(path, whole)
         find_images(whole)
-    return own
+    return own, origin
 
 
 def _upload():

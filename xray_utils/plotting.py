@@ -93,7 +93,18 @@ class CourseFigure(Figure):
         else:
             picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         width, height = picture.width // 2, picture.height // 2
-        display(display_image(file.getvalue(), format=kind, width=width, height=height))
+        shown = display_image(file.getvalue(), format=kind, width=width, height=height)
+        data, metadata = shown._repr_mimebundle_()
+        display({**data, "text/plain": self.in_words()}, metadata=metadata, raw=True)
+
+    def in_words(self):
+        """Titles and axes in one line: what a reader of the screen hears where a page has no other words for it."""
+        words = [self.get_suptitle()]
+        for axes in self.axes:
+            words += [axes.get_title(place) for place in ("left", "center")] + [axes.get_xlabel(), axes.get_ylabel()]
+        if not any(words):  # a diagram
+            words = [text.get_text() for axes in self.axes for text in axes.texts]
+        return "Figure: " + "; ".join(dict.fromkeys(" ".join(text.split()) for text in words if text.strip()))
 
 
 @contextmanager
