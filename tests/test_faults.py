@@ -309,13 +309,15 @@ def test_two_processes_share_batches_and_come_to_the_same_loss():
 
 
 @needs_fork
-def test_a_vit_begun_by_two_processes_is_finished_by_one_with_the_same_losses(monkeypatch):
+@pytest.mark.parametrize("augment", ["mild", "strong"])
+def test_a_vit_begun_by_two_processes_is_finished_by_one_with_the_same_losses(augment, monkeypatch):
     """21 images in batches of 9: no batch parts evenly."""
     data = make_data(size=32, train=(9, 7, 5), val=(5, 4, 2))
     spec = xu.vit(None).spec
     spec["config"]["image_size"] = 32
     model = build(spec, [0.5] * 3, [0.5] * 3)
     options = dict(epochs=2, batch_size=9, precision="fp32", lr=1e-3, optimizer="adamw", schedule="cosine", warmup=0.1)
+    options["augment"] = augment
     seeds = iter([1, None])
 
     def begin():

@@ -877,3 +877,23 @@ def test_true_labels_are_learnt_and_shuffled_labels_give_chance(images, phantoms
     print(f"accuracy on held-out groups: true labels {learnt:.3f}, shuffled {guessed:.3f}")
     assert abs(guessed - 1 / 3) < bound
     assert learnt > 1 / 3 + bound + 0.05
+
+
+# ---------------------------------------------------------------- where the pixels lie
+
+
+def test_images_that_lie_on_the_device_give_the_same_run(data, monkeypatch):
+    """On a GPU with room they do; here the room is made up."""
+    takes = []
+    take = type(data.train).take
+    monkeypatch.setattr(
+        type(data.train), "take", lambda split, indices: takes.append(len(indices)) or take(split, indices)
+    )
+    here = xu.fit(linear(), data, "here", epochs=2, batch_size=4, precision="fp32")
+    assert len(takes) > 6
+    takes.clear()
+    monkeypatch.setattr(training, "room_for_pixels", lambda device: 10**9)
+    there = xu.fit(linear(), data, "there", epochs=2, batch_size=4, precision="fp32")
+    assert sorted(takes) == sorted([len(data.train), len(data.val)]), "each image is brought once"
+    measured = ["seconds", "images_per_second"]
+    assert there.history.drop(columns=measured).equals(here.history.drop(columns=measured))

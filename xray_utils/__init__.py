@@ -1,4 +1,8 @@
-"""Helpers of the chest X-ray course, in the order the data goes. `import xray_utils as xu` is all it takes."""
+"""Helpers of the chest X-ray course, in the order the data goes. `import xray_utils as xu` is all it takes.
+
+Every function raises ValueError for an argument that will not do: the words begin with its name and say what would.
+What else one raises stands in its docstring.
+"""
 
 from .data import CLASSES as CLASSES
 from .data import audit_images as audit_images

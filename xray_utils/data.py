@@ -69,7 +69,7 @@ SOURCES = {  # public sets: where they are, under which name they are fetched, w
 ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
 CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
 SPLITS = ("train", "val", "test")
-HASHED = 10**9  # bytes: up to here (6,600 images of 224 x 224) a prepared set is hashed when it is opened
+HASHED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is hashed when it is opened
 PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
 DRAFT = 448  # pixels: a JPEG whose sides keep so many is audited at a half, a quarter or an eighth of its size
 
@@ -1027,7 +1027,7 @@ def prepare(images, size=224):
     (names, sizes and times of the files, `size`), and is read memory-mapped by every later call. Of a folder that was
     prepared before, only new or changed files are decoded; a JPEG is decoded at a half, a quarter or an eighth of its
     size where each side keeps twice `size`. A set whose array is not as noted in meta.json is made again, and that is
-    said. (Of over 1 GB, length and time alone are compared; but `fit` hashes the pixels and takes changed ones for
+    said. (Of over 200 MB, length and time alone are compared; but `fit` hashes the pixels and takes changed ones for
     other data.)
     Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read,
     and for a folder that is full or cannot be written to.
@@ -1093,7 +1093,7 @@ def _named(file):
 
 
 def _is_whole(folder):
-    """True if the array of a prepared set is as noted when it was made: length, time, and, up to 1 GB, content."""
+    """True if the array of a prepared set is as noted when it was made: length, time, and, up to 200 MB, content."""
     try:
         meta, stat = json.loads((folder / "meta.json").read_text()), os.stat(folder / "images.npy")
         if (meta["bytes"], meta["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):

@@ -91,19 +91,33 @@ def check_use(model, split, batch_size):
 
 def to_input(pixels, model, device):
     """uint8 [B, H, W, 3] to the normalised float [B, 3, H, W] (channels last in memory) that `model` expects."""
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
+    images = torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (model.input_mean, model.input_std))
     return images.div_(255).sub_(mean).div_(std)  # in place: new memory costs more than the arithmetic
 
 
-def augment_mild(images, generator):
+def room_for_pixels(device):
+    """Bytes of a GPU's free memory that prepared images may fill: a quarter. 0 on other devices."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
+
+
+def pixels_of(split, device):
+    """`split.take` as a function to call; where there is room, all images lie on the GPU from now on."""
+    if len(split) * math.prod(split.pixels.shape[1:]) > room_for_pixels(device):
+        return split.take
+    everything = torch.from_numpy(split.take(np.arange(len(split)))).to(device)
+    return lambda indices: everything[torch.from_numpy(indices).to(device)]
+
+
+def augment_mild(images, generator, of=None):
     """Mirror half of the images; turn up to 10 degrees, shift 5 %, zoom 10 %, contrast and brightness 10 %.
 
-    images: normalised [B, 3, H, W]; the same generator state gives the same result.
+    images: normalised [B, 3, H, W]; the same generator state gives the same result. of: the size of the batch that
+    several processes share, and where in it these images stand.
     """
-    n = len(images)
+    n, mine = of or (len(images), slice(None))
     turn, zoom, right, down, contrast, brightness, flip = (
-        torch.rand(7, n, generator=generator) * 2 - 1  # each in -1..1; drawn on the CPU, the same everywhere
+        torch.rand(7, n, generator=generator)[:, mine] * 2 - 1  # each in -1..1; drawn on the CPU, the same everywhere
     ).to(images.device)
     angle, scale = turn * math.radians(10), 1 + 0.1 * zoom
     sign = torch.where(flip > 0, 1.0, -1.0)
@@ -116,7 +130,7 @@ def augment_mild(images, generator):
     return images * (1 + 0.1 * contrast).view(-1, 1, 1, 1) + 0.1 * brightness.view(-1, 1, 1, 1)
 
 
-def augment_strong(images, generator):
+def augment_strong(images, generator, of=None):
     """Another scanner, another hospital: what a lung keeps and a source does not (domain randomisation, as in `lungs`).
 
     Mirror half of the images; turn up to 15 degrees, shift 12 %, zoom by up to 1.4, aspect by up to 1.2, what comes
@@ -126,11 +140,11 @@ def augment_strong(images, generator):
     A marker lies on half of the pictures. Normalised by the statistics of another set (ResNet18, ViT) grey pictures get
     a slight tint too, since the range is that of all three channels. Source: ours.
 
-    images: normalised [B, 3, H, W]; the same generator state gives the same result.
+    images: normalised [B, 3, H, W]; the same generator state gives the same result. of: as for `augment_mild`.
     """
-    n, (height, width) = len(images), images.shape[2:]
-    noise = torch.randn(n, 1, height, width, generator=generator).to(images.device)
-    draws = (torch.rand(18, n, 1, 1, 1, generator=generator) * 2 - 1).to(images.device)  # each in -1..1
+    (n, mine), (height, width) = of or (len(images), slice(None)), images.shape[2:]
+    noise = torch.randn(n, 1, height, width, generator=generator)[mine].to(images.device)
+    draws = (torch.rand(18, n, 1, 1, 1, generator=generator)[:, mine] * 2 - 1).to(images.device)  # each in -1..1
     turn, zoom, aspect, right, down, flip, tone, gamma, contrast, brightness, blur, grain, *mark = draws
     low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
     images = (images - low) / (high - low).clamp(min=1e-6)  # 0..1 whatever the normalisation was
@@ -300,6 +314,7 @@ def fit(
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=3)
     weights = _class_weights(data.train).to(device) if class_weights else None
     steps = math.ceil(len(data.train) / batch_size)
+    train_pixels, val_pixels = pixels_of(data.train, device), pixels_of(data.val, device)
     history = _resume(folder, model, optimizer, plateau, accelerator)
     network = accelerator.prepare(model)
     optimizer = accelerator.prepare(optimizer)
@@ -327,12 +342,15 @@ def fit(
                 if schedule != "plateau":
                     rate = _rate(lr, schedule, warmup, (epoch - 1) * steps + step, epochs * steps)
                     optimizer.param_groups[0]["lr"] = rate
-                indices, counted = _part(batch, accelerator)
+                mine, counted = _part(batch, accelerator)
+                indices = batch[mine]
                 share = accelerator.num_processes * counted / len(batch)  # gradients are averaged over processes
-                images = to_input(data.train.take(indices), model, device)
+                images = to_input(train_pixels(indices), model, device)
                 labels = torch.from_numpy(data.train.labels[indices]).to(device)
                 if augment:
-                    images = AUGMENTATIONS["mild" if augment is True else augment](images, generator)
+                    images = AUGMENTATIONS["mild" if augment is True else augment](
+                        images, generator, (len(batch), mine)
+                    )
                 logits = logits_of(network, images)
                 loss = F.cross_entropy(logits.float(), labels, weights)
                 if accelerator.reduce((~loss.isfinite()).float()):  # of any process: none may wait for one that stops
@@ -352,7 +370,7 @@ def fit(
                     sums += _sums(loss.detach() * len(labels), logits, labels)
                 bar.set_postfix(loss=f"{sums[0] / sums[2]:.3f}", accuracy=f"{sums[1] / sums[2]:.3f}")
             train = accelerator.reduce(sums.to(device, torch.float32)).tolist()
-            val = _validate(network, model, data.val, accelerator, batch_size)
+            val = _validate(network, model, data.val, val_pixels, accelerator, batch_size)
             if not math.isfinite(val[0]):
                 raise FloatingPointError(
                     f"{name}: the validation loss is {val[0]} after epoch {epoch}. {_kept(folder, history)} {advice}"
@@ -498,9 +516,9 @@ def _is_over(history, patience):
 
 
 def _part(batch, accelerator):
-    """The indices of this process, and how many count: where none is left it goes along with one, counted 0 times."""
-    mine = batch[accelerator.process_index :: accelerator.num_processes]
-    return (mine, len(mine)) if len(mine) else (batch[:1], 0)
+    """The places of this process in `batch`, and how many count: where none is left it goes along with one, for 0."""
+    mine = np.arange(len(batch))[accelerator.process_index :: accelerator.num_processes]
+    return (mine, len(mine)) if len(mine) else (np.arange(1), 0)
 
 
 def _sums(loss, logits, labels):
@@ -509,14 +527,15 @@ def _sums(loss, logits, labels):
 
 
 @torch.no_grad()
-def _validate(network, model, split, accelerator, batch_size):
+def _validate(network, model, split, take, accelerator, batch_size):
     """Sums of loss, correct answers and images over all of `split`, every image counted once."""
     network.eval()
     sums = torch.zeros(3, dtype=torch.float64)
     for batch in batches(split, batch_size):
-        indices, counted = _part(batch, accelerator)
+        mine, counted = _part(batch, accelerator)
+        indices = batch[mine]
         labels = torch.from_numpy(split.labels[indices]).to(accelerator.device)
-        logits = logits_of(network, to_input(split.take(indices), model, accelerator.device)).float()
+        logits = logits_of(network, to_input(take(indices), model, accelerator.device)).float()
         if counted:
             sums += _sums(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
     return accelerator.reduce(sums.to(accelerator.device, torch.float32)).tolist()

@@ -45,7 +45,7 @@ def folders(data, root):
     for side in ("train", "val"):
         rows = getattr(data, side).rows
         for number, (file, label) in enumerate(zip(rows.file, rows.label, strict=True)):
-            link = root / side / label / f"{number}{Path(file).suffix}"
+            link = root / side / label / f"{number}{Path(file).suffix.replace('.jfif', '.jpg')}"
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(Path(data.train.rows.attrs["root"]) / file)
     return root
@@ -171,7 +171,7 @@ def bound(course, precision):
     model = course.make().to(memory_format=torch.channels_last)
     pixels = course.data.train.take(range(course.batch_size))
     images = to_input(pixels, model, torch.device("cpu")).contiguous(memory_format=torch.channels_last)
-    labels = torch.from_numpy(course.data.train.labels[: course.batch_size])
+    labels = torch.tensor(course.data.train.labels[: course.batch_size])
     optimizer = torch.optim.Adam(model.parameters(), lr=course.lr, fused=True)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     steps, rest = divmod(len(course.data.train), course.batch_size)

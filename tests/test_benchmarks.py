@@ -1,0 +1,82 @@
+"""The contestants of tests/benchmarks do the same work; what they take is for `python tests/benchmarks` to say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import xray_utils as xu
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "benchmarks"))
+
+import contestants  # noqa: E402
+import preparing  # noqa: E402
+
+PEERS = {"lightning": contestants.lightning, "fastai": contestants.fastai}
+
+
+@pytest.fixture
+def course(tmp_path):
+    """24 images of the sample, and a network that counts the images it sees, in training and after."""
+    data = preparing.some(xu.data_dir(), tmp_path / "images", limit=8)
+    seen = {True: 0, False: 0}
+
+    def make():
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 3))
+        model.input_mean = model.input_std = [0.5] * 3
+        model.register_forward_hook(
+            lambda model, _, logits: seen.update({model.training: seen[model.training] + len(logits)})
+        )
+        return model
+
+    course = contestants.Course(contestants.folders(data, tmp_path / "files"), data, make, 1e-3, batch_size=5)
+    return course, seen
+
+
+@pytest.mark.parametrize("run", ["usual", "usual_with_workers", "ours", "bound", *PEERS])
+def test_every_contestant_trains_on_all_images_once_and_validates(run, course):
+    if run in PEERS:
+        pytest.importorskip(run)
+    course, seen = course
+    getattr(contestants, run)(course, "fp32")
+    assert seen[True] == len(course.data.train) > 5
+    assert seen[False] >= len(course.data.val) > 0  # Lightning tries two batches before it begins
+    assert run in PEERS or seen[False] == len(course.data.val)
+
+
+def test_the_figures_are_ratios_of_neighbours_and_are_kept_beside_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("benchmarks_main", HERE / "benchmarks" / "__main__.py")
+    benchmarks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmarks)
+    seconds = {"ours, fp32": [1.0, 2.0, 4.0], "ours, bf16": [1.0, 1.0, 1.0], "usual loop, fp32": [2.0, 8.0, 4.0]}
+    monkeypatch.setattr(benchmarks, "measure", lambda course, field, rounds: seconds)
+    monkeypatch.setattr(xu.training, "choose_precision", lambda *_: "bf16")
+    path = tmp_path / "benchmarks.json"
+    path.write_text('{"vit": {"figures": "kept"}}')
+    benchmarks.main(["--only", "baseline_cnn", "--images", "8"], path)
+    found = json.loads(path.read_text())
+    assert found["vit"] == {"figures": "kept"} and list(found) == ["baseline_cnn", "vit"]
+    figures = found["baseline_cnn"]["figures"]
+    usual = figures["contestants"]["usual loop, fp32"]
+    assert usual["ours_is_faster_by"] == [4.0, 2.0, 8.0]
+    assert usual["ours_is_faster_by_at_its_precision"] == [2.0, 1.0, 4.0]
+    images = figures["train_images"]
+    assert usual["images_per_second"] == [round(images / t, 3) for t in (4.0, 8.0, 2.0)]
+    assert "usual loop, fp32" in capsys.readouterr().out
+
+
+def test_what_preparing_is_measured_on(tmp_path, monkeypatch):
+    """Small: the numbers themselves are for a quiet machine."""
+    monkeypatch.setattr(preparing, "LONG_SIDE", 1000)
+    monkeypatch.setattr(preparing, "MANY", (6, 12))
+    found = preparing.against_pillow(rounds=1, limit=7)
+    assert found["images"] == 21 and found["times_as_fast_as_a_plain_loop"][0] > 0
+    off = found["grey_levels_off_a_full_decode"]
+    assert 0 < off["mean"] <= off["99.9 %"] <= off["greatest"] < 20
+    many = preparing.many(1, None)
+    assert [*many] == ["6 images", "12 images"] and all(50 < one["peak_memory_MB"] < 5000 for one in many.values())
