@@ -175,6 +175,7 @@ TRIED = {
     r"-m xray_utils\.\w+$": read,
     r"python results/\w+\.py": read,
     r"python tests/reliability": read,
+    r"python tests/benchmarks": read,
 }
 
 
