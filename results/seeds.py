@@ -1,0 +1,84 @@
+"""ResNet18 and the fine-tuned ViT over several seeds: what the leak is worth, and what the precision costs. One table.
+
+A short training each, so that a machine without a GPU can do it: ResNet18 at 112 px for 15 epochs, otherwise as the
+original (Adam, plateau, no augmentation); the ViT of `XRAY_VIT_WEIGHTS` at 224 px for 2 epochs, unmirrored. A run that
+is there is not repeated, and the table holds those that are:
+
+    XRAY_DATA=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/seeds.py resnet18 vit   # --precision fp32 --seeds 0 1
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import pandas as pd
+
+import xray_utils as xu
+from xray_utils.data import whole_file
+
+TABLE = Path(__file__).resolve().parent / "tables" / "seeds_and_precision.csv"
+WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
+SHORT = {  # network: how it is made, the size of its pictures, the settings of its training
+    "baseline_cnn": (xu.baseline_cnn, 224, dict(epochs=10)),
+    "resnet18": (xu.resnet18, 112, dict(epochs=15)),
+    "vit": (lambda seed: xu.vit(WEIGHTS, seed=seed), 224,
+            dict(epochs=2, lr=5e-5, optimizer="adamw", weight_decay=0.05, schedule="cosine", warmup=0.1)),
+}  # fmt: skip
+
+
+def name_of(network, protocol, seed, precision):
+    """The name of that run."""
+    return f"short_{network}_{protocol}_{precision}_seed{seed}"
+
+
+def train(network, protocol, seed, precision):
+    """Train, or load, one run, and put its answers beside it: tested once."""
+    make, size, settings = SHORT[network]
+    data = xu.load_data(protocol, seed=seed, mirror=network != "vit", size=size)
+    name = name_of(network, protocol, seed, precision)
+    run = xu.fit(make(seed=seed), data, name, seed=seed, precision=precision, **settings)
+    if not (run.folder / "metrics.json").is_file():
+        xu.save_results(run, xu.predict(run.model, data.test))
+
+
+def table():
+    """A row a run that is there: the validation of its best epoch, and its test."""
+    rows = []
+    for network in SHORT:
+        for protocol in ("slides", "grouped"):
+            for precision in ("fp32", "bf16"):
+                for seed in range(100):
+                    name = name_of(network, protocol, seed, precision)
+                    if not xu.outputs_dir("runs", name, "metrics.json").is_file():
+                        continue
+                    result = xu.load_results([name])[name]
+                    best = result.history.loc[result.history.val_loss.idxmin()]
+                    rows.append(dict(network=network, protocol=protocol, precision=precision, seed=seed,
+                                     epochs=len(result.history), best_epoch=int(best.epoch),
+                                     val_loss=round(best.val_loss, 4), val_accuracy=round(best.val_accuracy, 4),
+                                     images=len(result.predictions),
+                                     accuracy=round(result.metrics["accuracy"], 4)))  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", choices=[*SHORT, []], help="to be trained; none: the table alone")
+    parser.add_argument("--protocols", nargs="+", default=["grouped", "slides"], choices=["grouped", "slides"])
+    parser.add_argument("--precision", nargs="+", default=[xu.training.choose_precision()], choices=["fp32", "bf16"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for network in options.networks:
+            for protocol in options.protocols:
+                for precision in options.precision:
+                    train(network, protocol, seed, precision)
+    done = table()
+    if len(done):
+        with whole_file(TABLE) as path:
+            done.to_csv(path, index=False)
+        print(done.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
