@@ -628,7 +628,7 @@ def plot_reliability(predictions):
             axis.scatter(
                 bins.confidence, bins.accuracy, s=15 + 300 * bins.images / len(table), color="#0072B2", alpha=0.7
             )
-            title = f"{name}\ncalibration error {calibration_error(table):.3f}"
+            title = f"{fill(name.replace('_', ' '), 30)}\ncalibration error {calibration_error(table):.3f}"
             axis.set(xlim=(0.3, 1.02), ylim=(-0.03, 1.03), xlabel="confidence", title=title)
         axes[0, 0].set_ylabel("accuracy")
         return figure
