@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it once, when it is imported
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores: more threads would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
 
 
 @pytest.fixture(autouse=True)

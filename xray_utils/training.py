@@ -280,8 +280,9 @@ def fit(
     per image, the training loss with its class weights; seconds and images per second (of training) are those of the
     whole epoch, validation included.
 
-    `model` itself is left as it is: a copy of it is trained. Started by `accelerate launch` or `notebook_launcher`,
-    the processes share each batch: `batch_size` is that of all of them, one writes, and any number of them resumes.
+    `model` itself is left as it is: a copy of it is trained. Started by `accelerate launch`, `notebook_launcher`
+    or, on CPUs, `torchrun`, the processes share each batch: `batch_size` is that of all of them, one writes, and any
+    number of them resumes.
     BatchNorm sees all of the batch on GPUs, and on CPUs the part of its own process.
 
     Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
