@@ -31,7 +31,7 @@ print(run.history.drop(columns=["seconds", "images_per_second"]).to_csv(float_fo
 
 LIGHT = """
 import os, sys, xray_utils as xu
-slow = ("transformers", "torchvision", "kagglehub", "seaborn", "sklearn", "scipy.stats")
+slow = ("torch", "transformers", "torchvision", "kagglehub", "seaborn", "sklearn", "scipy.ndimage", "scipy.stats")
 print(hash("a set"), xu.CLASSES, [name for name in slow if name in sys.modules], os.listdir())
 """
 

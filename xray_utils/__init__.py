@@ -2,105 +2,52 @@
 
 Every function raises ValueError for an argument that will not do: the words begin with its name and say what would.
 What else one raises stands in its docstring.
+A module is imported when one of its names is first used: torch alone takes seconds, and not every page needs it.
 """
 
-from .data import CLASSES as CLASSES
-from .data import audit_images as audit_images
-from .data import count_split as count_split
-from .data import data_dir as data_dir
-from .data import describe_images as describe_images
-from .data import download_images as download_images
-from .data import external_dir as external_dir
-from .data import find_images as find_images
-from .data import is_sample as is_sample
-from .data import load_data as load_data
-from .data import outputs_dir as outputs_dir
-from .data import prepare as prepare
-from .data import read_image as read_image
-from .data import resize as resize
-from .data import split_images as split_images
-from .data import use_images as use_images
-from .diagrams import plot_network as plot_network
-from .diagrams import plot_residual_block as plot_residual_block
-from .evaluation import NOTEBOOKS as NOTEBOOKS
-from .evaluation import apply_temperature as apply_temperature
-from .evaluation import beside_original as beside_original
-from .evaluation import best_epochs as best_epochs
-from .evaluation import calibration_error as calibration_error
-from .evaluation import compare as compare
-from .evaluation import compare_pairs as compare_pairs
-from .evaluation import compare_two as compare_two
-from .evaluation import compute_metrics as compute_metrics
-from .evaluation import fit_temperature as fit_temperature
-from .evaluation import load_results as load_results
-from .evaluation import make_missing_runs as make_missing_runs
-from .evaluation import mean_with_groups as mean_with_groups
-from .evaluation import metrics_table as metrics_table
-from .evaluation import report as report
-from .evaluation import results_dir as results_dir
-from .evaluation import save_results as save_results
-from .evaluation import save_table as save_table
-from .evaluation import seed_table as seed_table
-from .evaluation import with_interval as with_interval
-from .explain import CHANGES as CHANGES
-from .explain import change_data as change_data
-from .explain import change_split as change_split
-from .explain import guess as guess
-from .explain import judge as judge
-from .explain import load_external as load_external
-from .explain import overview as overview
-from .explain import plant_marker as plant_marker
-from .explain import try_to_break as try_to_break
-from .explain import verdict as verdict
-from .lungs import lung_fields as lung_fields
-from .maps import attention_rollout as attention_rollout
-from .maps import grad_cam as grad_cam
-from .maps import sanity_check as sanity_check
-from .maps import share_in_lungs as share_in_lungs
-from .maps import where_it_looks as where_it_looks
-from .models import VIT_NAME as VIT_NAME
-from .models import baseline_cnn as baseline_cnn
-from .models import count_parameters as count_parameters
-from .models import resnet18 as resnet18
-from .models import vit as vit
-from .plotting import plot_answer as plot_answer
-from .plotting import plot_class_balance as plot_class_balance
-from .plotting import plot_colour as plot_colour
-from .plotting import plot_comparison as plot_comparison
-from .plotting import plot_confusion_matrix as plot_confusion_matrix
-from .plotting import plot_examples as plot_examples
-from .plotting import plot_experiments as plot_experiments
-from .plotting import plot_history as plot_history
-from .plotting import plot_home_and_away as plot_home_and_away
-from .plotting import plot_images_per_patient as plot_images_per_patient
-from .plotting import plot_maps as plot_maps
-from .plotting import plot_mean_images as plot_mean_images
-from .plotting import plot_mirroring as plot_mirroring
-from .plotting import plot_patches as plot_patches
-from .plotting import plot_preparation as plot_preparation
-from .plotting import plot_reliability as plot_reliability
-from .plotting import plot_risk_coverage as plot_risk_coverage
-from .plotting import plot_roc as plot_roc
-from .plotting import plot_seeds as plot_seeds
-from .plotting import plot_sizes as plot_sizes
-from .plotting import plot_split as plot_split
-from .plotting import save_figure as save_figure
-from .robust import against_normal as against_normal
-from .robust import covid_area as covid_area
-from .robust import crop_lungs as crop_lungs
-from .robust import doubts as doubts
-from .robust import equalise as equalise
-from .robust import features as features
-from .robust import ill_scores as ill_scores
-from .robust import refuse as refuse
-from .robust import risk_coverage as risk_coverage
-from .robust import shared_sources as shared_sources
-from .robust import within_sources as within_sources
-from .training import check_environment as check_environment
-from .training import estimate_time as estimate_time
-from .training import fit as fit
-from .training import load_run as load_run
-from .training import predict as predict
-from .use import classify as classify
-from .use import export_model as export_model
-from .use import image_form as image_form
+import importlib
+
+_MODULES = {
+    "data": """
+        CLASSES audit_images count_split data_dir describe_images download_images external_dir find_images
+        is_sample load_data outputs_dir prepare read_image resize split_images use_images
+    """,
+    "diagrams": "plot_network plot_residual_block",
+    "evaluation": """
+        NOTEBOOKS apply_temperature beside_original best_epochs calibration_error compare compare_pairs
+        compare_two compute_metrics fit_temperature load_results make_missing_runs mean_with_groups
+        metrics_table report results_dir save_results save_table seed_table with_interval
+    """,
+    "explain": """
+        CHANGES change_data change_split guess judge load_external overview plant_marker try_to_break verdict
+    """,
+    "lungs": "lung_fields",
+    "maps": "attention_rollout grad_cam sanity_check share_in_lungs where_it_looks",
+    "models": "VIT_NAME baseline_cnn count_parameters resnet18 vit",
+    "plotting": """
+        plot_answer plot_class_balance plot_colour plot_comparison plot_confusion_matrix plot_examples
+        plot_experiments plot_history plot_home_and_away plot_images_per_patient plot_maps plot_mean_images
+        plot_mirroring plot_patches plot_preparation plot_reliability plot_risk_coverage plot_roc plot_seeds
+        plot_sizes plot_split save_figure
+    """,
+    "robust": """
+        against_normal covid_area crop_lungs doubts equalise features ill_scores refuse risk_coverage
+        shared_sources within_sources
+    """,
+    "training": "check_environment estimate_time fit load_run predict",
+    "use": "classify export_model image_form",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(importlib.import_module(f".{_HOME[name]}", __name__), name))
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME])

@@ -25,10 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy
 from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy.ndimage import gaussian_filter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 CLASSES = ("covid", "normal", "virus")  # by index: 0, 1, 2
@@ -806,7 +804,7 @@ def _audit_one(path):
     small = resize(image, 32).astype(np.float32)
     row["tint"] = float((small[..., 2] - small[..., 0]).mean())
     thumbnail = small.mean(axis=-1)
-    thumbnail = (thumbnail - gaussian_filter(thumbnail, 2)).ravel()
+    thumbnail = (thumbnail - scipy.ndimage.gaussian_filter(thumbnail, 2)).ravel()
     return row, thumbnail / max(np.linalg.norm(thumbnail), 1e-6)
 
 
@@ -884,8 +882,8 @@ def _join_duplicates(images, thumbnails, near):
     joined = []
     for unit, names in ((itself, images.file), (group, images.group)):
         n = unit.max() + 1
-        links = coo_array((np.ones(len(left)), (unit[left], unit[right])), (n, n))
-        component = connected_components(links, directed=False)[1][unit]
+        links = scipy.sparse.coo_array((np.ones(len(left)), (unit[left], unit[right])), (n, n))
+        component = scipy.sparse.csgraph.connected_components(links, directed=False)[1][unit]
         joined.append(names.groupby(component).transform("min"))
     return kind, *joined
 
