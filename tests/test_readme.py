@@ -102,7 +102,9 @@ def read(command, folder=None):
         assert shutil.which(tool, path=str(BIN)), f"{tool} is not installed"
     for module in re.findall(r"-m (xray_utils\.\w+)", command):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{module} is not there"
-    files = [word for word in words if re.match(r"(notebooks|results|data|tests)\b", word) and "$" not in word]
+    files = [
+        word for word in words if re.match(r"(notebooks|results|data|tests)\b|xray_utils/", word) and "$" not in word
+    ]
     for file in files:
         assert list(ROOT.glob(file)), f"{file} is not there"
     for name in re.findall(r"(?<!\S)-p (\w+)|-y \"{(\w+):", command.partition("papermill")[2]):
@@ -172,6 +174,7 @@ TRIED = {
     r"--to slides": read,
     r"papermill .* -p protocol slides$": train,
     r"papermill": read,
+    r"^python3 xray_utils/environment\.py https://": read,  # test_setup.py runs it
     r"-m xray_utils\.\w+$": read,
     r"python results/\w+\.py": read,
     r"python tests/reliability": read,

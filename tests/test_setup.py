@@ -80,12 +80,11 @@ metadata.version = version
 """
 
 
-def run_cells(folder, repository, lacking=(), then=""):
+def run_cells(folder, repository, lacking=(), then="", variables=None):
     imports, setup = first_cells(NOTEBOOKS[0])
-    assert setup.startswith('REPOSITORY = ""')
-    setup = setup.replace('REPOSITORY = ""', f"REPOSITORY = {str(repository)!r}")
+    setup = re.sub(r'^REPOSITORY = "[^"]*"', f"REPOSITORY = {str(repository)!r}", setup)
     code = "\n".join([APART.replace("LACKING", repr(list(lacking))), imports, setup, then])
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | (variables or {})
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=variables)
 
 
@@ -99,6 +98,59 @@ def test_a_notebook_alone_fetches_the_course_once(course, tmp_path):
     course.rename(tmp_path / "gone")
     again = run_cells(alone, course)
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+
+
+@needs_git
+def test_what_cannot_be_fetched_leaves_nothing_and_says_what_to_do(course, tmp_path):
+    """A wrong address; a repository of something else; what a broken-off fetch left; a folder of that name."""
+    other = tmp_path / "other"
+    other.mkdir()
+    git("init", "-q", ".", cwd=other)
+    git("commit", "-q", "-m", "nothing", "--allow-empty", cwd=other)
+    cases = [(tmp_path / "no such repository", None), (other, None)]
+    cases += [(course, "course/.git/HEAD"), (course, "course/xray_utils/data.py")]
+    for number, (address, left) in enumerate(cases):
+        alone = tmp_path / f"alone {number}"
+        alone.mkdir()
+        if left:
+            (alone / left).parent.mkdir(parents=True)
+            (alone / left).touch()
+        result = run_cells(alone, address)
+        remedies = f"AssertionError: Correct {address}, turn Internet on (Kaggle), or delete the folder course."
+        assert result.stderr.splitlines()[-1] == remedies and "imported" not in result.stdout
+        assert [path.name for path in alone.iterdir()] == (["course"] if number else [])
+    (tmp_path / "empty" / "course").mkdir(parents=True)
+    assert run_cells(tmp_path / "empty", course).stdout.startswith("imported"), "an empty folder is filled"
+
+
+@needs_git
+def test_where_the_course_was_fetched_what_is_missing_is_installed(course, tmp_path):
+    """By a `pip` that only writes down what it is asked."""
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "pip.py").write_text("import sys; open('asked', 'w').write(' '.join(sys.argv[1:]))")
+    result = run_cells(tmp_path, course, ["accelerate"], variables={"PYTHONPATH": str(tmp_path / "stub")})
+    assert result.returncode == 0 and "imported" in result.stdout, result.stderr
+    assert re.fullmatch(r"install -q accelerate>=\S+ -c \S+", (tmp_path / "asked").read_text())
+
+
+@needs_git
+def test_one_command_writes_the_address_into_all_notebooks(tmp_path):
+    """The command of the README."""
+    (command,) = [block for block in blocks("README.md", "bash") if "environment.py" in block]
+    for file in ("requirements.txt", "xray_utils/environment.py", *[f"notebooks/{path.name}" for path in NOTEBOOKS]):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / file, tmp_path / file)
+    words = command.replace("<you>", "me").replace("<course>", "mine").split()
+    for _ in range(2):
+        subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True)
+    for path in NOTEBOOKS:
+        written = (tmp_path / "notebooks" / path.name).read_text(encoding="utf-8").splitlines()
+        old = path.read_text(encoding="utf-8").splitlines()
+        ((before, after),) = [(a, b) for a, b in zip(old, written, strict=True) if a != b]
+        assert 'REPOSITORY = \\"' in before and 'REPOSITORY = \\"https://github.com/me/mine.git\\"  #' in after
+        nbformat.validate(nbformat.read(tmp_path / "notebooks" / path.name, as_version=4))
+    with pytest.raises(ValueError, match="address: 'two words' is none"):
+        environment.write_address("two words")
 
 
 def whole_course(folder):
@@ -139,6 +191,7 @@ def test_on_kaggle_images_are_read_where_they_lie_and_results_stay_in_the_workin
 
 @needs_git
 def test_the_course_is_found_from_its_own_folders_without_an_address(course):
+    """JupyterLab, VS Code and nbconvert run a notebook in its own folder; others in the folder of the course."""
     (course / "notebooks").mkdir()
     for folder in (course, course / "notebooks"):
         result = run_cells(folder, "")
@@ -147,13 +200,13 @@ def test_the_course_is_found_from_its_own_folders_without_an_address(course):
 
 
 def test_without_an_address_it_is_said_what_to_do(tmp_path):
-    example = 'REPOSITORY = "https://github.com/<you>/<course>.git"'
-    assert f"Write above {example}, or open this notebook in its folder." in run_cells(tmp_path, "").stderr
+    assert "Write your copy's address above, or open this notebook in its folder." in run_cells(tmp_path, "").stderr
 
 
 @needs_git
-def test_on_a_machine_of_ones_own_nothing_is_installed_unasked(course):
-    result = run_cells(course, "", lacking=["tqdm"])
+@pytest.mark.parametrize("address", ["", "https://example.org/the-copy-of-a-class.git"])
+def test_on_a_machine_of_ones_own_nothing_is_installed_unasked(course, address):
+    result = run_cells(course, address, lacking=["tqdm"])
     assert result.returncode and "imported" not in result.stdout
     assert re.search(r"ImportError: Missing, or of another version: tqdm>=\S+\nRun in a terminal", result.stderr)
 
@@ -162,8 +215,12 @@ def test_on_a_machine_of_ones_own_nothing_is_installed_unasked(course):
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(tmp_path, monkeypatch):
     """A machine with these versions; `machine.pip` is what pip is asked, `machine.after` what it changes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "course").mkdir()  # fetched
+    monkeypatch.setattr(environment, "LIST", (tmp_path / "course" / "requirements.txt").resolve())
+    shutil.copyfile(ROOT / "requirements.txt", environment.LIST)
     needed = next(iter(environment.requirements().values()))
     versions = {r.name: re.search(r"[\d.]+", str(r.specifier))[0] for r in needed} | {"unrelated": "1"}
     versions["transformers"], versions["torch"] = "5.0", "2.9.0+cu126"
@@ -188,12 +245,12 @@ def machine(monkeypatch):
 
 def test_only_what_is_missing_is_installed_and_the_rest_is_held(machine, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "kagglehub", raising=False)  # another test may have used it
-    environment.install_missing(allowed=True)
+    environment.install_missing("an address")
     assert machine.pip == [] and capsys.readouterr().out == ""
     del machine.versions["accelerate"]
     machine.versions["kagglehub"] = "0.1"
     machine.after = {"accelerate": "1.9", "kagglehub": "1.0"}
-    environment.install_missing(allowed=True)
+    environment.install_missing("an address")
     ((asked, kept),) = machine.pip
     assert [name.split(">=")[0] for name in asked] == ["accelerate", "kagglehub"]
     assert "torch==2.9.0+cu126" in kept and "numpy==1.26" in kept and not any("accelerate" in line for line in kept)
@@ -204,7 +261,7 @@ def test_only_what_is_missing_is_installed_and_the_rest_is_held(machine, capsys,
 def test_torch_is_never_replaced(machine, name):
     machine.versions[name] = "0.1"
     with pytest.raises(ImportError, match=rf"{name}>=\S+ is needed, and 0.1 is here, which is not replaced"):
-        environment.install_missing(allowed=True)
+        environment.install_missing("an address")
     assert machine.pip == []
 
 
@@ -213,17 +270,17 @@ def test_a_restart_is_asked_for_only_when_a_package_in_use_was_replaced(machine,
     monkeypatch.setattr(environment.metadata, "packages_distributions", lambda: owners)
     del machine.versions["accelerate"]
     machine.after = {"accelerate": "1.9", "unrelated": "2"}
-    environment.install_missing(allowed=True)
+    environment.install_missing("an address")
     machine.versions["numpy"], machine.after = "1.0", {"numpy": "2.0"}
     with pytest.raises(RuntimeError, match="Restart the kernel now .* numpy was in use when it was replaced"):
-        environment.install_missing(allowed=True)
+        environment.install_missing("an address")
 
 
 def test_pip_that_fails_is_quoted(machine):
     del machine.versions["accelerate"]
     machine.fails = True
     with pytest.raises(RuntimeError, match=r"pip could not install accelerate>=.*network[\s\S]*no index"):
-        environment.install_missing(allowed=True)
+        environment.install_missing("an address")
 
 
 def test_the_installer_needs_python_and_pip_alone():
@@ -501,7 +558,8 @@ def test_colab_a_notebook_alone_runs_from_the_first_cell_to_the_last(tmp_path):
     whole_course(tmp_path / "repository")
     notebook = nbformat.read(ROOT / "notebooks" / "03_baseline_cnn.ipynb", as_version=4)
     setup = next(cell for cell in notebook.cells if cell.source.startswith("REPOSITORY"))
-    setup.source = setup.source.replace('""', repr((tmp_path / "repository").as_uri()), 1)
+    address = (tmp_path / "repository").as_uri()
+    setup.source = re.sub('"[^"]*"', repr(address), setup.source, count=1)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += "\noption_epochs = 0"

@@ -1,9 +1,11 @@
 """What requirements.txt asks for, what of it is here, and what to do.
 
-The set-up cell runs this file before anything is installed, so it needs Python and pip alone.
+The set-up cell runs this file before anything is installed, so it needs Python and pip alone. Run by itself it writes
+the address of a copy of the course into all notebooks: `python3 xray_utils/environment.py https://...`.
 """
 
 import importlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -59,19 +61,20 @@ def report_requirements():
     return lines
 
 
-def install_missing(allowed):
+def install_missing(repository):
     """Install what the notebooks lack, and nothing else: whatever is here and will do keeps its version.
 
-    allowed: whether to install; if not, it is said what to run. Raises ImportError then, or when torch is here but
-    will not do (it is never replaced); RuntimeError when pip fails, or when a package that is in use was replaced: the
-    only case that asks for a restart.
+    repository: the address in the set-up cell. Unless the course was fetched from there, into `course` beside the
+    notebook, nothing is installed, and it is said what to run. Raises ImportError then, or when torch is here but will
+    not do (it is never replaced); RuntimeError when pip fails, or when a package that is in use was replaced: the only
+    case that asks for a restart.
     """
     needed = next(iter(requirements().values()))
     lacking = [r for r in needed if not installed(r)[1]]
     names = ", ".join(map(str, lacking))
     if not lacking:
         return
-    if not allowed:
+    if not repository or LIST.parent != Path("course").resolve():
         command = f'"{sys.executable}" -m pip install -r "{LIST}"'
         raise ImportError(
             f"Missing, or of another version: {names}.\nRun in a terminal, then restart this kernel:\n{command}"
@@ -105,3 +108,16 @@ def install_missing(allowed):
 
 def _versions():
     return {one.metadata["Name"]: one.version for one in metadata.distributions()}
+
+
+def write_address(address):
+    """Write the address of a copy of the course into the set-up cell of every notebook, and change nothing else."""
+    if not re.fullmatch(r"[\w.:/@~%+-]+", address):
+        raise ValueError(f"address: {address!r} is none. Give what git can clone: https://github.com/you/course.git")
+    for path in sorted((LIST.parent / "notebooks").glob("*.ipynb")):
+        cell = re.compile(rb'(?m)^(\s*"REPOSITORY = \\")[^"\\]*')
+        path.write_bytes(cell.sub(lambda old: old[1] + address.encode(), path.read_bytes()))
+
+
+if __name__ == "__main__":
+    write_address(*sys.argv[1:])
