@@ -28,7 +28,7 @@ FACTS = {
     "ResNet18: parameters (millions, times the baseline), filters and pixels": "11 7,500 512 64 128 256 56 28 14 20",
     "ViT: patches, features, millions": "196 784 768 22",
     "chance and certainty": "0.5 0.9 1.000",
-    "years of papers": "1998 2015 2016 2017 2018 2020 2021",
+    "years of papers": "1998 2007 2012 2015 2016 2017 2018 2019 2020 2021 2023",
 }
 FACTS = {number for numbers in FACTS.values() for number in numbers.split()}
 # Where a single digit may stand; the names of notebooks aside.
