@@ -26,21 +26,21 @@ def test_each_parameter_is_counted_once_and_the_network_is_left_as_it_was(name):
 def test_the_baseline_shows_each_layer_with_its_shape():
     texts = texts_of(draw(xu.plot_network, xu.baseline_cnn()))
     assert [text for text in texts if text.startswith("Conv2d")] == ["Conv2d"] * 2
-    assert "16 x\n56 x 56" in texts and "78% of the 1,491 parameters are in one part, Conv2d" in texts
+    assert "16 x\n56 x\n56" in texts and "78% of the 1,491 parameters are in one part, Conv2d" in texts
     wide = xu.baseline_cnn()
     wide[4], wide[5], wide[10] = nn.Conv2d(8, 40, 3, padding=1), nn.BatchNorm2d(40), nn.Linear(40, 3)
     texts = texts_of(draw(xu.plot_network, wide))
-    assert "40 x\n56 x 56" in texts and "16 x\n56 x 56" not in texts and "2.9 k" in texts
+    assert "40 x\n56 x\n56" in texts and "16 x\n56 x\n56" not in texts and "2.9 k" in texts
 
 
 def test_resnet18_shows_its_stages_and_a_shallower_one_fewer():
     model = xu.resnet18()
     texts = texts_of(draw(xu.plot_network, model))
-    assert all(f"layer{i}" in texts for i in (1, 2, 3, 4)) and "512 x\n7 x 7" in texts
+    assert all(f"layer{i}" in texts for i in (1, 2, 3, 4)) and "512 x\n7 x\n7" in texts
     assert "75% of the 11,178,051 parameters are in one part, layer4" in texts
     model.layer4, model.fc = nn.Identity(), nn.Linear(256, 3)
     texts = texts_of(draw(xu.plot_network, model))
-    assert "layer4" not in texts and "512 x\n7 x 7" not in texts and "256 x\n14 x 14" in texts
+    assert "layer4" not in texts and "512 x\n7 x\n7" not in texts and "256 x\n14 x\n14" in texts
 
 
 def test_the_vit_shows_tokens_and_how_often_a_layer_repeats():

@@ -76,7 +76,8 @@ def texts_drawn(figure, path, monkeypatch):
 
     def note(text, renderer):
         if text.get_text().strip() and text.get_visible():
-            seen[text] = (text.get_text(), text.get_window_extent(renderer).transformed(figure.transFigure.inverted()))
+            box = matplotlib.text.Text.get_window_extent(text, renderer)  # the words without their leader
+            seen[text] = (text.get_text(), box.transformed(figure.transFigure.inverted()))
         draw_text(text, renderer)
 
     with monkeypatch.context() as patch, warnings.catch_warnings():
@@ -225,8 +226,24 @@ def test_history_marks_the_epoch_with_the_lowest_validation_loss(history):
 
 def test_history_of_several_runs_names_each(history):
     figure = draw(xu.plot_history, {"one": history, "two": history[:2]})
-    assert sorted(text for text in texts_of(figure) if text in ("one", "two")) == ["one", "two"]
+    for axes in figure.axes:
+        assert sorted(text.get_text() for text in axes.texts) == ["one", "two"]
     assert len(figure.axes[0].lines) == 6
+    grouped = draw(xu.plot_history, {"vit_grouped": history, "resnet18_grouped": history})
+    assert sorted(text.get_text() for text in grouped.axes[0].texts) == [
+        "resnet18",
+        "vit",
+    ]  # what all share is left out
+
+
+def test_the_loss_axis_follows_the_data_and_no_single_peak(history):
+    flat = history.assign(train_loss=[1.12, 1.1, 1.09, 1.08], val_loss=[1.1, 1.06, 1.05, 1.04])
+    low, high = draw(xu.plot_history, {"a": flat, "b": flat}).axes[0].get_ylim()
+    assert 1.0 < low < 1.04 and 1.12 < high < 1.2
+    axes = draw(xu.plot_history, {"a": flat, "b": flat.assign(val_loss=[7.0, 1.1, 1.1, 1.1])}).axes[0]
+    assert axes.get_ylim()[1] < 1.2 and axes.get_ylabel() == "loss (a peak of 7.0 is cut)"
+    low, high = draw(xu.plot_history, history).axes[0].get_ylim()
+    assert low < 0.2 and high > 1.1, "an ordinary start is no peak"
 
 
 def test_patches_are_the_pieces_of_the_image():
@@ -264,27 +281,95 @@ def test_preparation_shows_the_prepared_pixels(images, data):
 def test_comparison_shows_ours_and_the_original(table):
     axes = draw(xu.plot_comparison, table).axes[0]
     drawn = {marker: [line.get_xdata()[0] for line in axes.lines if line.get_marker() == marker] for marker in "oD"}
-    assert drawn["o"] == table.accuracy.to_list()
-    assert drawn["D"] == [0.89, 0.97, 0.90]
+    assert drawn["o"] == table.accuracy.to_list() and drawn["D"] == []
     assert [label.get_text() for label in axes.get_yticklabels()] == list(ORIGINAL)
+    assert axes.get_xlabel() == "accuracy on the test images"
+    both = pd.concat([table.set_axis([f"{name}_{how}" for name in ORIGINAL]) for how in ("slides", "grouped")])
+    axes = draw(xu.plot_comparison, both).axes[0]
+    diamonds = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "D"]
+    assert diamonds == [(0.89, 0), (0.97, 1), (0.90, 2)] and axes.get_xlabel().endswith("(diamond: the original)")
+
+
+def test_a_comparison_names_a_highest_run_only_beyond_all_other_intervals(table):
+    spread = table.assign(accuracy=[0.5, 0.6, 0.9])
+    texts = ["0.500 [0.400, 0.600]", "0.600 [0.500, 0.700]", "0.900 [0.800, 1.000]"]
+    apart = draw(xu.plot_comparison, spread.assign(**{"accuracy 95 %": texts}))
+    assert title_of(apart) == f"Highest: {table.index[2]},\nits interval lies above all others"
+    texts[1] = "0.600 [0.500, 0.850]"
+    overlapping = draw(xu.plot_comparison, spread.assign(**{"accuracy 95 %": texts}))
+    assert title_of(overlapping) == "The intervals overlap: 1 of 2 others\nreach the highest one"
 
 
 def test_roc_names_the_area_of_each_class_and_leaves_out_a_class_that_is_absent():
     predictions = make_predictions(90)
     metrics = xu.compute_metrics(predictions)
-    labels = [text.get_text() for text in draw(xu.plot_roc, predictions).legends[0].get_texts()]
-    assert labels == [f"{name}: AUC {xu.with_interval(metrics, f'auc_{name}')}" for name in xu.CLASSES]
+    figure = draw(xu.plot_roc, predictions)
+    labels = {text.get_text() for text in figure.axes[0].texts}
+    assert labels == {f"{name}: AUC {xu.with_interval(metrics, f'auc_{name}')}" for name in xu.CLASSES}
+    assert {text.get_text() for text in figure.axes[1].texts} == set(xu.CLASSES)
     two = draw(xu.plot_roc, predictions[predictions.label != "virus"])
-    assert [text.get_text().split(":")[0] for text in two.legends[0].get_texts()] == ["covid", "normal"]
+    assert {text.get_text().split(":")[0] for text in two.axes[0].texts} == {"covid", "normal"}
+
+
+def test_roc_says_which_class_is_told_apart_best_only_beyond_the_intervals():
+    predictions = make_predictions(300)
+    assert title_of(draw(xu.plot_roc, predictions)) == "ROC: the intervals of the areas overlap"
+    clear = predictions.assign(p_covid=predictions.label.eq("covid") * 1.0)
+    assert title_of(draw(xu.plot_roc, clear)) == "ROC: covid is told apart best"
 
 
 def test_reliability_draws_the_bins_of_each_table():
     tables = {"one": make_predictions(), "other": make_predictions(seed=1)}
     figure = draw(xu.plot_reliability, tables)
+    assert figure.get_supxlabel() == "bars: 95 % intervals; numbers: images of each bin"
     for axes, (name, table) in zip(figure.axes, tables.items(), strict=True):
         bins = reliability(table)
         assert axes.get_title(loc="left") == f"{name}\ncalibration error {xu.calibration_error(table):.3f}"
         assert axes.collections[0].get_offsets().data.tolist() == bins[["confidence", "accuracy"]].to_numpy().tolist()
+        assert [int(text.get_text()) for text in axes.texts] == bins.images.to_list()
+        for bar, one in zip(axes.collections[1:], bins.itertuples(), strict=True):
+            (_, low), (_, high) = bar.get_segments()[0]
+            centre, half = wilson(one.accuracy, one.images)
+            assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-6)
+
+
+def wilson(p, n, z=1.959964):
+    """The 95 % interval of a share (Wilson 1927): its centre, and half its width."""
+    scale = 1 / (1 + z * z / n)
+    return scale * (p + z * z / (2 * n)), scale * z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+
+
+def test_home_and_away_draws_the_classes_that_are_there_and_claims_what_the_intervals_show():
+    home = make_predictions(120)
+    away = make_predictions(120, seed=1).query("label != 'virus'")
+    figure = draw(xu.plot_home_and_away, home, away)
+    ticks = [[label.get_text().split()[0] for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert ticks == [list(xu.CLASSES), ["covid", "normal"]]
+    assert figure.get_suptitle() == "Covid and normal: the intervals of home and elsewhere overlap"
+    medians = [line.get_segments()[0][0][1] for line in figure.axes[1].collections[-2:]]
+    assert medians == [away.p_covid[away.label.eq(name)].median() for name in ("covid", "normal")]
+    sure = home.assign(p_covid=home.label.eq("covid") * 1.0)
+    figure = draw(xu.plot_home_and_away, sure, away)
+    assert figure.get_suptitle() == "Covid and normal: told apart at home, less so elsewhere"
+
+
+def test_risk_coverage_says_what_refusing_leaves_of_the_error():
+    table = make_predictions(10).assign(label="covid", predicted=["covid"] * 6 + ["virus"] * 4)
+    doubt = np.arange(10)
+    figure = draw(xu.plot_risk_coverage, {"home": table, "elsewhere": table}, {"home": doubt, "elsewhere": doubt}, 7)
+    line = "{}: 40.0% of all 10 wrong, 25.0% of the 80% answered"
+    assert title_of(figure) == "\n".join(map(line.format, ("home", "elsewhere")))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["home", "elsewhere"] and not figure.axes[
+        0
+    ].get_legend()
+
+
+def test_seeds_say_how_many_networks_gain_beyond_their_interval():
+    assert title_of(draw(xu.plot_seeds, SEEDS)).endswith("over seeds: 0 of 1 networks")
+    surely = SEEDS.assign(accuracy=[0.9, 0.8, 0.901, 0.8])
+    figure = draw(xu.plot_seeds, surely)
+    assert title_of(figure).endswith("over seeds: 1 of 1 networks")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["slides", "grouped"]
 
 
 def lightness(colour):
@@ -300,6 +385,29 @@ def test_colours_differ_in_grey_print(colours):
     assert min(np.diff(light)) > 12, light
 
 
+DEUTERAN = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+SRGB = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+
+
+@pytest.mark.parametrize("eye", [np.eye(3), DEUTERAN, PROTAN], ids=["usual", "deuteranopia", "protanopia"])
+def test_no_colour_is_taken_for_one_of_another_meaning(eye):
+    """Distances in CIELAB, as colour-blind eyes see it too (Machado et al. 2009)."""
+    colours = [*plotting.CLASS_COLOURS.values(), *plotting.MODEL_COLOURS.values(), *plotting.OTHER_COLOURS]
+    seen = np.array([to_rgb(colour) for colour in colours])
+    linear = np.where(seen <= 0.04045, seen / 12.92, ((seen + 0.055) / 1.055) ** 2.4) @ np.transpose(eye)
+    x, y, z = np.cbrt(linear.clip(1e-3) @ np.transpose(SRGB) / [[0.9505, 1, 1.089]]).T
+    lab = np.stack([116 * y, 500 * (x - y), 200 * (y - z)], axis=1)
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1) + 99 * np.eye(len(lab))
+    assert distances.min() > 16, [colours[i] for i in np.unravel_index(distances.argmin(), distances.shape)]
+
+
+def test_a_recipe_of_the_vit_has_its_colour_and_other_runs_none_of_a_model(history):
+    lines = draw(xu.plot_history, {"fixed features": history, "fine-tuned": history, "Adam": history}).axes[0].lines
+    first, tuned, third = (line.get_color() for line in lines[::3])
+    assert tuned == plotting.MODEL_COLOURS["vit"] and {first, third} < set(plotting.OTHER_COLOURS)
+
+
 def saved(name):
     return {path.name: path for path in sorted(xu.outputs_dir("figures").glob(f"{name}.*"))}
 
@@ -310,7 +418,9 @@ def test_a_figure_is_saved_as_vectors_and_in_twice_the_pixels(history):
     files = saved("history")
     assert list(files) == ["history.png", "history.svg"]
     assert plt.imread(files["history.png"]).shape[1] == pytest.approx(figure.get_figwidth() * 220, rel=0.05)
-    assert "Lowest validation loss: epoch 3 of 4" in files["history.svg"].read_text()  # text, not outlines
+    svg = files["history.svg"].read_text()
+    assert svg.count("Lowest validation loss: epoch 3 of 4") > 2  # text, not outlines
+    assert f"<title>{figure.in_words()}</title>" in svg and f"<dc:description>{figure.in_words()}</dc:" in svg
     before = {name: path.read_bytes() for name, path in files.items()}
     xu.save_figure(xu.plot_history(history), "history")
     assert {name: path.read_bytes() for name, path in files.items()} == before
@@ -320,7 +430,7 @@ def title_of(figure, place=0):
     return figure.axes[place].get_title(loc="left")
 
 
-def test_titles_say_what_the_data_say(images, history, table):
+def test_titles_say_what_the_data_say(images, history):
     assert title_of(draw(xu.plot_class_balance, images)) == "34% of the images are normal, the largest class"
     some = images[images.label.ne("normal")]
     assert "are covid" in title_of(draw(xu.plot_class_balance, some[some.label.eq("covid") | (some.index % 2 > 0)]))
@@ -332,10 +442,8 @@ def test_titles_say_what_the_data_say(images, history, table):
     )
     assert title_of(draw(xu.plot_history, {"vit": history})) == "Lowest validation loss: epoch 3 of 4"
     better = history.assign(val_loss=history.val_loss / 2)
-    assert title_of(draw(xu.plot_history, {"one": history, "two": better})) == "Lowest validation loss:\ntwo"
-    assert title_of(draw(xu.plot_history, {"one": better, "two": history})) == "Lowest validation loss:\none"
-    best = table.accuracy.idxmax()
-    assert title_of(draw(xu.plot_comparison, table)).startswith(f"Highest: {best}\n")
+    rings = "Validation loss at the rings:\n0.300 to 0.600"
+    assert title_of(draw(xu.plot_history, {"one": history, "two": better})) == rings
     perfect = make_predictions().assign(predicted=lambda t: t.label)
     assert title_of(draw(xu.plot_confusion_matrix, perfect)).endswith(f"\n{len(perfect)} of {len(perfect)} right")
 

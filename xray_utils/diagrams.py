@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from .data import check_kind, check_size
 from .models import check_model, count_parameters
-from .plotting import _figure
+from .plotting import OTHER_COLOURS, _figure
 
-BLUE, ORANGE, YELLOW, PALE = "#0072B2", "#C44E00", "#F0E442", "#DCEAF5"
+INK, SKIP, SUM, PALE = OTHER_COLOURS[0], OTHER_COLOURS[2], "#FFFFFF", "#E8E8E8"
 
 
 def _stages(model, images):
@@ -83,7 +83,7 @@ def plot_network(model, size=224):
         named = len(run) == 1 and not run[0][0].isdigit()
         parts.append((run[0][0] if named else kind.__name__, len(run), shape, each * len(run)))
     total = sum(part[3] for part in parts)
-    with _figure(2, 1, 10, 4.2, height_ratios=[1.8, 1]) as (figure, axes):
+    with _figure(2, 1, 10.5, 4.1, height_ratios=[2.3, 1]) as (figure, axes):
         boxes, bars = axes[:, 0]
         for x, (name, times, shape, parameters) in enumerate(parts):
             channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (shape[-1], 1)
@@ -96,15 +96,15 @@ def plot_network(model, size=224):
             for copy in range(min(times, 3) - 1, -1, -1):
                 shift = 0.05 * copy
                 boxes.add_patch(Rectangle((x - width / 2 + shift, -height / 2 + shift), width, height,
-                                          fc=PALE if x else "0.85", ec=BLUE if x else "0.4", lw=1.3))  # fmt: skip
-            words = " x ".join(map(str, shape)).replace(" x ", " x\n", len(shape) - 2 if len(shape) == 3 else 0)
-            boxes.text(x, -0.58, words, ha="center", va="top", fontsize=10.5)
+                                          fc=PALE if x else "0.85", ec=INK if x else "0.4", lw=1.3))  # fmt: skip
+            words = (" x\n" if len(shape) == 3 else " x ").join(map(str, shape))
+            boxes.text(x, -0.58, words, ha="center", va="top", fontsize=12)
             name = re.sub(r"_|(?<=[A-Za-z]{3})(?=[A-Z][a-z])", "\n", name)  # in narrow lines
-            boxes.text(x, 0.62, f"{times} x\n{name}" if times > 1 else name, ha="center", va="bottom", fontsize=10.5)
-            bars.bar(x, parameters, 0.7, color=BLUE)
+            boxes.text(x, 0.62, f"{times} x\n{name}" if times > 1 else name, ha="center", va="bottom", fontsize=12)
+            bars.bar(x, parameters, 0.7, color=INK)
             if parameters:
-                bars.text(x, parameters, _short(parameters), ha="center", va="bottom", fontsize=10)
-        boxes.set(xlim=(-0.6, len(parts) - 0.4), ylim=(-0.85, 1.05))
+                bars.text(x, parameters, _short(parameters), ha="center", va="bottom", fontsize=12)
+        boxes.set(xlim=(-0.6, len(parts) - 0.4), ylim=(-1, 1.05))
         boxes.axis("off")
         most, times, _, largest = max(parts, key=lambda part: part[3])
         most = f"{times} x {most}" if times > 1 else f"one part, {most}"
@@ -166,20 +166,20 @@ def plot_residual_block(block):
 
         def box(x, y, text, colour, half=0.36):
             axis.add_patch(FancyBboxPatch((x - half, y - 0.36), 2 * half, 0.72, "round,pad=0.04", fc=colour, ec="0.3"))
-            axis.text(x, y, text, ha="center", va="center", fontsize=11)
+            axis.text(x, y, text, ha="center", va="center", fontsize=12)
 
         plus = len(change) + 1
         for x, text in enumerate([*change, "+", *after], start=1):
-            box(x, 0, text, YELLOW if text == "+" else PALE, 0.12 if text == "+" else 0.36)
+            box(x, 0, text, SUM if text == "+" else PALE, 0.12 if text == "+" else 0.36)
             before = 0.4 if x != plus + 1 else 0.16
             arrow((x - 1 + (before if x > 1 else 0.05), 0), (x - (0.16 if text == "+" else 0.4), 0))
         arrow((plus + len(after) + (0.4 if after else 0.16), 0), (end, 0))
-        axis.plot([0.3, 0.3, plus], [0, 1.4, 1.4], color=ORANGE, lw=2.5, zorder=0)
-        arrow((plus, 1.4), (plus, 0.42), ORANGE)
+        axis.plot([0.3, 0.3, plus], [0, 1.4, 1.4], color=SKIP, lw=2.5, zorder=0)
+        arrow((plus, 1.4), (plus, 0.42), SKIP)
         for x, text in enumerate(skip, start=1):
-            box(plus / 2 + (x - (len(skip) + 1) / 2) * 1.1, 1.4, text, "#FBE3D2")
+            box(plus / 2 + (x - (len(skip) + 1) / 2) * 1.1, 1.4, text, "#E4DEFF")
         name = "skip: x as it is" if not skip else "skip: x, brought to the new shape"
-        axis.text(plus / 2, 1.86 if skip else 1.5, name, color=ORANGE, ha="center", va="bottom", fontsize=12)
+        axis.text(plus / 2, 1.86 if skip else 1.5, name, ha="center", va="bottom", fontsize=12)
         axis.text(0, 0, "x ", ha="right", va="center", fontsize=15, fontweight="bold")
         axis.text(end, 0, " y", ha="left", va="center", fontsize=15, fontweight="bold")
         return figure

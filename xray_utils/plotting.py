@@ -3,6 +3,7 @@
 import io
 import re
 from contextlib import contextmanager
+from os.path import commonprefix
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -44,6 +45,7 @@ from .evaluation import (
     check_tables,
     compute_metrics,
     reliability,
+    seed_table,
     with_interval,
 )
 from .robust import risk_coverage
@@ -58,8 +60,9 @@ MODEL_COLOURS = {
     "baseline_cnn": "#C4659A",
     "resnet18_augmented": "#7A4E00",  # before the shorter name
     "resnet18": "#F0B030",
-    "vit": "#332288",
+    "vit": "#30002A",
 }
+OTHER_COLOURS = ("#555555", "#56B4E9", "#7A5CFF")  # what is neither class nor model
 STYLE = {
     **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 12},
     **{
@@ -128,20 +131,19 @@ def save_figure(figure, name):
     check_kind("figure", figure, Figure, "matplotlib Figure", "what a plot function returned")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*\w", name):
         raise ValueError(f"name: {name!r} must be a plain file name without ending, such as 'history'.")
+    words = figure.in_words() if isinstance(figure, CourseFigure) else name
+    about = {"Title": words, "Description": words, "Date": None}
     with plt.rc_context(STYLE):
         for ending in ("svg", "png"):
             with whole_file(outputs_dir("figures", f"{name}.{ending}")) as path:
-                figure.savefig(
-                    path, format=ending, bbox_inches="tight", metadata={"Date": None} if ending == "svg" else None
-                )
+                figure.savefig(path, format=ending, bbox_inches="tight", metadata=about)
     return figure
 
 
 def _colour_of(name, i=0):
     """The colour of a model's run, or one by its place for other names."""
-    import seaborn as sns
-
-    others = sns.color_palette("colorblind", 10)[i % 10]
+    name = "vit" if name == "fine-tuned" else name  # notebook 5 names its runs by recipe
+    others = OTHER_COLOURS[i % len(OTHER_COLOURS)]
     return next((colour for model, colour in MODEL_COLOURS.items() if name.startswith(model)), others)
 
 
@@ -154,23 +156,26 @@ def _ink(colour):
 def _label_ends(axis, ends):
     """Names beside the right ends of lines, [(name, x, y, colour)], moved apart where they would overlap."""
     low, high = axis.get_ylim()
-    height, gap = -np.inf, 0.075 * (high - low)
-    for name, x, y, colour in sorted(ends, key=lambda end: end[2]):
-        height = max(y, height + gap)
+    ends, gap, heights = sorted(ends, key=lambda end: end[2]), 0.085 * (high - low), []
+    for end in ends:
+        heights.append(max(end[2], heights[-1] + gap) if heights else end[2])
+    for i in reversed(range(len(ends))):  # those pushed out above come down again
+        heights[i] = min(heights[i], heights[i + 1] - gap if i + 1 < len(ends) else max(high, ends[i][2]))
+    for (name, x, y, colour), height in zip(ends, heights, strict=True):
         leader = dict(arrowstyle="-", color=colour, lw=1, ls=":", relpos=(0, 0.5), shrinkA=0)
         place = (1.02, (height - low) / (high - low))
-        axis.annotate(name, (x, y), place, textcoords="axes fraction", va="center", fontsize=11, arrowprops=leader)
+        axis.annotate(name, (x, y), place, textcoords="axes fraction", va="center", arrowprops=leader)
 
 
 def _call_synthetic(figure, synthetic):
     """Write over the figure that its pictures are drawings, where they are."""
     if synthetic:
-        figure.suptitle("synthetic sample: drawings, no patients", fontsize=10, style="italic", color="0.4")
+        figure.suptitle("synthetic sample: drawings, no patients", fontsize=12, style="italic", color="0.4")
 
 
 def _show(axes, pixels, title="", **options):
     axes.imshow(pixels, **options)
-    axes.set_title(title, fontsize=10, fontweight="normal", loc="center")
+    axes.set_title(title, fontsize=12, fontweight="normal", loc="center")
     axes.axis("off")
 
 
@@ -202,7 +207,7 @@ def plot_examples(images, per_class=5, seed=0):
                     image = read_image(_root(images) / file)
                     _show(axis, image, f"{image.width} x {image.height}")
                 except (OSError, ValueError):  # before an audit there may be such files
-                    axis.set_title("cannot be read", fontsize=10, fontweight="normal", loc="center", y=0.5)
+                    axis.set_title("cannot be read", fontsize=12, fontweight="normal", loc="center", y=0.5)
             row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
                         fontsize=13, fontweight="bold")  # fmt: skip
         _call_synthetic(figure, is_sample(images))
@@ -234,23 +239,28 @@ def plot_sizes(images):
     images = _readable(images, "label", "width", "height", maker="audit_images")
     with _figure(1, 2, 10.5, 3.9) as (figure, axes):
         scatter, aspect = axes[0]
+        middles, ends = [], []
         for name in CLASSES:
-            some = images[images.label.eq(name)]
-            style = dict(s=18, alpha=0.7, color=CLASS_COLOURS[name], marker=CLASS_MARKERS[name])
-            scatter.scatter(some.width, some.height, label=name, **style)
-        heights = images.height.groupby(images.label).median()
-        spread = f"{heights.min():.0f} ({heights.idxmin()}) to {heights.max():.0f} ({heights.idxmax()})"
-        scatter.set(xlabel="width in pixels", ylabel="height in pixels", title=f"Height: median {spread}")
-        scatter.legend()
-        sns.kdeplot(
-            x=images.width / images.height, hue=images.label, hue_order=CLASSES, palette=CLASS_COLOURS,
-            common_norm=False, lw=2.5, ax=aspect, cut=0, warn_singular=False,
-        )  # fmt: skip
-        aspect.get_legend().set_title(None)
-        medians = (images.width / images.height).groupby(images.label).median()
-        spread = f"{medians.min():.2f} ({medians.idxmin()}) to {medians.max():.2f} ({medians.idxmax()})"
-        title = f"Aspect: median {spread}"
-        aspect.set(xlabel="width / height (1 = square)", ylabel="density", title=title, ylim=(0, None))
+            some, colour = images[images.label.eq(name)], CLASS_COLOURS[name]
+            if some.empty:
+                continue
+            scatter.scatter(some.width, some.height, s=18, alpha=0.7, color=colour, marker=CLASS_MARKERS[name])
+            middle = some.width.median(), some.height.median()
+            scatter.plot(*middle, CLASS_MARKERS[name], color=colour, mec="white", mew=1.5, markersize=11)
+            middles.append((name, *middle, colour))
+            sns.kdeplot(x=some.width / some.height, color=colour, lw=2.5, ax=aspect, cut=0, warn_singular=False)
+            if len(aspect.lines) > len(ends):  # all of one aspect have no curve
+                ends.append((name, *aspect.lines[-1].get_xydata()[-1], colour))
+        titles = []
+        for values, digits in ((images.height, 0), (images.width / images.height, 2)):
+            medians = values.groupby(images.label).median()
+            low, high = medians.idxmin(), medians.idxmax()
+            titles.append(f"median {medians[low]:.{digits}f} ({low}) to {medians[high]:.{digits}f} ({high})")
+        scatter.set(xlabel="width in pixels", ylabel="height in pixels (large: median)", title=f"Height: {titles[0]}")
+        aspect.set(xlabel="width / height (1 = square)", ylabel="density", title=f"Aspect: {titles[1]}")
+        aspect.set_ylim(bottom=0)
+        _label_ends(scatter, middles)
+        _label_ends(aspect, ends)
         return figure
 
 
@@ -261,21 +271,12 @@ def plot_colour(images):
     images = _readable(images, "label", "mode", "tint", maker="audit_images")
     modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES)
     with _figure(1, 2, 10, 3.4) as (figure, axes):
-        left = np.zeros(len(CLASSES))
-        for mode, shade in zip(modes, np.linspace(0.85, 0.25, len(modes.columns)), strict=True):
-            bars = axes[0, 0].barh(CLASSES, modes[mode], left=left, color=str(shade), edgecolor="white", label=mode)
-            texts = [f"{mode} {v:.0%}" if v >= 0.12 else "" for v in modes[mode]]
-            axes[0, 0].bar_label(
-                bars, texts, label_type="center", color="white" if shade < 0.55 else "black", fontsize=10
-            )
-            left += modes[mode].to_numpy()
-        axes[0, 0].invert_yaxis()
+        texts = modes.map(lambda share: f"{share:.0%}" if share > 0 else "")
+        sns.heatmap(modes, annot=texts, fmt="", cmap="Greys", vmin=0, vmax=1.3, cbar=False, linewidths=1, ax=axes[0, 0])
+        axes[0, 0].tick_params(length=0, labelrotation=0)
         common = images["mode"].value_counts(normalize=True)
         title = f"{common.max():.0%} of the files are {common.idxmax()}"
-        axes[0, 0].set(xlabel="share of the class", title=title)
-        axes[0, 0].legend(
-            ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=10, handlelength=1, columnspacing=1
-        )
+        axes[0, 0].set(xlabel="colour mode (share of the class)", ylabel="", title=title)
         sns.stripplot(
             x=images.tint, y=images.label, order=CLASSES, hue=images.label, palette=CLASS_COLOURS, size=4,
             alpha=0.7, jitter=0.3, legend=False, ax=axes[0, 1],
@@ -306,8 +307,8 @@ def plot_mean_images(images, size=128, at_most=150):
             _show(axes[0, column], means[name], f"mean of {name}", vmin=0, vmax=255)
             shown = axes[1, column].imshow(means[name] - overall, cmap="coolwarm", vmin=-limit, vmax=limit)
             largest = np.abs(means[name] - overall).max()
-            title = f"minus mean of all: up to {largest:.0f}"
-            axes[1, column].set_title(title, fontsize=10, fontweight="normal", loc="center")
+            title = f"minus mean: up to {largest:.0f}"
+            axes[1, column].set_title(title, fontsize=12, fontweight="normal", loc="center")
             axes[1, column].axis("off")
         figure.colorbar(shown, ax=axes[1, :], label="grey levels", shrink=0.8)
         _call_synthetic(figure, is_sample(images))
@@ -319,14 +320,16 @@ def plot_images_per_patient(images):
     check_table("images", images, ["label", "group"], "find_images")
     counts = images.groupby(["label", "group"]).size().rename("images").reset_index()
     table = pd.crosstab(counts["images"], counts.label).reindex(columns=CLASSES, fill_value=0)
-    with _figure(width=8, height=3.2) as (figure, axes):
-        table.plot.bar(ax=axes[0, 0], color=CLASS_COLOURS, width=0.8, rot=0)
-        for bars in axes[0, 0].containers:
-            axes[0, 0].bar_label(bars, [f"{v:.0f}" if v else "" for v in bars.datavalues], fontsize=9)
-        several = (counts["images"] > 1).sum()
-        title = f"{several} of {len(counts)} patients have more than one image"
-        axes[0, 0].set(xlabel="images of one patient", ylabel="patients", title=title)
-        axes[0, 0].legend(title=None)
+    several = (counts["images"] > 1).sum()
+    with _figure(len(CLASSES), 1, 8, 3.9, sharex=True, sharey=True) as (figure, axes):
+        for axis, name in zip(axes[:, 0], CLASSES, strict=True):
+            bars = axis.bar(table.index.astype(str), table[name], 0.6, color=CLASS_COLOURS[name])
+            axis.bar_label(bars, [f"{v:.0f}" if v else "" for v in table[name]], fontsize=11)
+            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold")
+            axis.set(yticks=[])
+            axis.margins(y=0.35)
+        axes[0, 0].set_title(f"{several} of {len(counts)} patients have more than one image")
+        axes[-1, 0].set_xlabel("images of one patient (number above: patients)")
         return figure
 
 
@@ -381,16 +384,16 @@ def plot_split(splits):
             table = pd.crosstab(split.split, split.label).reindex(index=SPLITS, columns=CLASSES, fill_value=0)
             bottom = np.zeros(len(table))
             for label in CLASSES:
-                bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label], label=label)
+                bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label])
                 room = 0.05 * max(len(s) for s in splits.values())  # less is too low for a number
                 texts = [f"{v:.0f}" if v > room else "" for v in table[label]]
+                texts[0] = f"{label} {table[label].iloc[0]}"
                 axis.bar_label(bars, texts, label_type="center", color=_ink(CLASS_COLOURS[label]), fontsize=10)
                 bottom += table[label].to_numpy()
             for side, total in enumerate(bottom):
                 axis.text(side, total, f"{total:.0f}", ha="center", va="bottom", fontsize=10, fontweight="bold")
-            axis.set_title(name)
+            axis.set_title(f"{name}: {bottom[-1]:.0f} to test on")
         axes[0, 0].set_ylabel("images")
-        axes[0, -1].legend(loc="upper right")
         return figure
 
 
@@ -435,31 +438,43 @@ def plot_history(histories):
     histories = histories if isinstance(histories, dict) else {"": histories}
     check_dict("histories", histories, "run.history or {'name': run.history}")
     check_histories("histories", histories, "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-    several, lowest = len(histories) > 1, min(histories, key=lambda name: histories[name].val_loss.min())
-    with _figure(1, 2, 10.5 if several else 9.5, 3.9) as (figure, axes):
-        ends = {"loss": [], "accuracy": []}
+    several = len(histories) > 1
+    shared = re.search(r"(_.*)?$", commonprefix([name[::-1] for name in histories])[::-1])[0] if several else ""
+    with _figure(1, 2, 11 if several else 9.5, 3.9) as (figure, axes):
+        ends, kept, tops, lows, peaks = {"loss": [], "accuracy": []}, [], [], [], []
         for i, (name, history) in enumerate(histories.items()):
             colour, last = _colour_of(name, i), history.iloc[-1]
             best = history.loc[history.val_loss.idxmin()]
+            kept.append(best)
+            for loss in (history.train_loss, history.val_loss):
+                lows.append(loss.min())
+                highest, next_to_it = loss.max(), loss.drop(loss.idxmax()).max()
+                peak = highest > 2 * max(next_to_it, np.log(len(CLASSES)))  # twice what guessing costs
+                tops.append(next_to_it if peak else highest)
+                peaks += [highest] if peak else []
             for axis, what in zip(axes[0], ends, strict=True):
-                line = dict(color=colour, marker="o", markersize=3)
+                line = dict(color=colour, marker="osD^vP"[i % 6], markersize=3)
                 axis.plot(history.epoch, history[f"val_{what}"], **line, lw=2)
                 axis.plot(history.epoch, history[f"train_{what}"], **line | dict(alpha=0.5, linestyle="--"))
                 axis.plot(best.epoch, best[f"val_{what}"], "o", mfc="none", mec="black", markersize=10)
-                ends[what].append((name if several else "validation", last.epoch, last[f"val_{what}"], colour))
+                label = name.removesuffix(shared) or name if several else "validation"
+                ends[what].append((label, last.epoch, last[f"val_{what}"], colour))
                 if not several:
                     ends[what].append(("training", last.epoch, last[f"train_{what}"], colour))
-        kept = histories[lowest].val_loss.idxmin()
-        epochs = f"epoch {histories[lowest].epoch[kept]:.0f} of {histories[lowest].epoch.max():.0f}"
-        titles = [f"Lowest validation loss:{chr(10) + lowest if several else ' ' + epochs}"]
-        titles.append(f"Right on validation there: {histories[lowest].val_accuracy[kept]:.1%}")
-        for axis, what, title in zip(axes[0], ends, titles, strict=True):
+        kept, loss = pd.DataFrame(kept), "loss" + (f" (a peak of {max(peaks):.1f} is cut)" if peaks else "")
+        titles = [f"Lowest validation loss: epoch {best.epoch:.0f} of {history.epoch.max():.0f}"]
+        titles.append(f"Right on validation there: {best.val_accuracy:.1%}")
+        if several:  # no table here says how far luck reaches
+            low, high = kept.min(), kept.max()
+            titles = [f"Validation loss at the rings:\n{low.val_loss:.3f} to {high.val_loss:.3f}"]
+            titles.append(f"Right on validation there:\n{low.val_accuracy:.1%} to {high.val_accuracy:.1%}")
+        for axis, what, title in zip(axes[0], (loss, "accuracy"), titles, strict=True):
             axis.set(xlabel="epoch", ylabel=what, title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0, 0].set_ylim(bottom=0)
+        room = 0.06 * (max(tops) - min(lows)) or 0.1
+        axes[0, 0].set_ylim(max(0, min(lows) - room), max(tops) + room)
         for axis, what in zip(axes[0], ends, strict=True):
-            if not several or what == "accuracy":  # once is enough for long names
-                _label_ends(axis, ends[what])
+            _label_ends(axis, ends[what])
         return figure
 
 
@@ -538,10 +553,11 @@ def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
             table = table.sort_values("sure", ascending=False, kind="stable")
             if which == "correct":  # each class in turn
                 table = table.iloc[table.groupby("label").cumcount().argsort(kind="stable")]
-            row[0].text(-0.06, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
-                        fontsize=9, fontweight="bold")  # fmt: skip
+            words = fill(name.replace("_", " "), 12)
+            row[0].text(-0.06, 0.5, words, transform=row[0].transAxes, rotation=90, ha="right", va="center",
+                        fontsize=11, fontweight="bold")  # fmt: skip
             if table.empty:
-                row[0].text(0.5, 0.5, f"no {which} answer", transform=row[0].transAxes, ha="center", fontsize=9)
+                row[0].text(0.5, 0.5, f"no {which} answer", transform=row[0].transAxes, ha="center", fontsize=11)
             for axis, (index, one) in zip(row, table.iterrows(), strict=False):
                 said = f"{one.predicted} {one.sure:.2f}"
                 title = said if which == "correct" else f"{one.label}, called\n{said}"
@@ -558,32 +574,33 @@ def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
 def plot_comparison(table):
     """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds).
 
-    Runs on the synthetic sample, and networks of your own, have nothing to stand beside: they get no diamond.
+    It reported three networks under the protocol slides: no other run has a diamond to stand beside.
     """
     check_table("table", table, ["network", "accuracy", "accuracy 95 %"], "compare")
     with _figure(width=8.5, height=1.3 + 0.44 * len(table)) as (figure, axes):
         axis, lows, highs = axes[0, 0], {}, {}
+        reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
         for row, (name, run) in enumerate(table.iterrows()):
             low, high = (float(v) for v in run["accuracy 95 %"].split("[")[1].rstrip("]").split(","))
-            colour = _colour_of(name) if name.startswith(tuple(MODEL_COLOURS)) else "0.4"
+            colour = _colour_of(name)
             lows[name], highs[name] = low, high
             axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
-            if run.network in ORIGINAL and not name.endswith("_sample"):
-                axis.plot(ORIGINAL[run.network]["accuracy"], row, "D", mfc="none", mec="black", markersize=8)
-            axis.annotate(f"{run.accuracy:.3f}", (run.accuracy, row), (0, 8), textcoords="offset points", ha="center",
-                          fontsize=10)  # fmt: skip
+            if name in reported:
+                axis.plot(reported[name], row, "D", mfc="none", mec="black", markersize=8)
+            axis.annotate(f"{run.accuracy:.3f}", (run.accuracy, row), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(1 / len(CLASSES), color="0.7", linestyle=":")
-        axis.text(1 / len(CLASSES), -0.75, " chance", color="0.5", fontsize=10, va="center")
+        axis.text(1 / len(CLASSES), -0.75, " chance", color="0.4", va="center")
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
-        best = table.index[table.accuracy == table.accuracy.max()]
-        reach = sum(highs[name] >= min(lows[one] for one in best) for name in table.index.difference(best))
-        title = f"Highest: {' and '.join(best)}"
-        if others := len(table) - len(best):
-            title += f"\n{reach} of {others} other intervals reach as high"
-        synthetic = table.index.str.endswith("_sample").all()
-        axis.set(xlabel="accuracy on the test images" + ("" if synthetic else " (diamond: the original)"), title=title)
+        best = table.accuracy.idxmax()
+        others = table.index.drop(best)
+        reach = sum(highs[name] >= lows[best] for name in others)
+        title = f"Highest: {best},\nits interval lies above all others"
+        if reach or others.empty:
+            title = f"The intervals overlap: {reach} of {len(others)} others\nreach the highest one"
+        label = "accuracy on the test images" + (" (diamond: the original)" if set(reported) & set(highs) else "")
+        axis.set(xlabel=label, title=title if len(others) else f"{best}: {table['accuracy 95 %'].iloc[0]}")
         axis.set_xlim(left=max(0, axis.get_xlim()[0]), right=1.02)
         return figure
 
@@ -594,42 +611,58 @@ def plot_roc(predictions):
 
     check_predictions(predictions, needed=PROBABILITIES)
     metrics = compute_metrics(predictions)
-    with _figure(1, 2, 9.5, 4.2) as (figure, axes):
-        roc, pr = axes[0]
+    with _figure(1, 2, 10.5, 3.7) as (figure, axes):
+        (roc, pr), found, ends = axes[0], {}, []
         for name in CLASSES:
             true, score = predictions.label.eq(name), predictions[f"p_{name}"]
             if true.all() or not true.any():
                 continue  # without one side there is no curve
             false_positive, true_positive, _ = roc_curve(true, score)
-            label = f"{name}: AUC {with_interval(metrics, f'auc_{name}')}"
-            roc.plot(false_positive, true_positive, color=CLASS_COLOURS[name], label=label)
+            roc.plot(false_positive, true_positive, color=CLASS_COLOURS[name], lw=2)
+            corner = (true_positive - false_positive).argmax()
+            found[name] = false_positive[corner], true_positive[corner]
             precision, recall, _ = precision_recall_curve(true, score)
-            pr.plot(recall, precision, color=CLASS_COLOURS[name])
+            pr.plot(recall, precision, color=CLASS_COLOURS[name], lw=2)
             pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
-        roc.plot([0, 1], [0, 1], color="0.7", linestyle=":")
-        areas = {name: metrics[f"auc_{name}"] for name in CLASSES if metrics[f"auc_{name}"] is not None}
-        title = f"ROC: {max(areas, key=areas.get)} is told apart best" if areas else "ROC"
+            ends.append((name, 1, true.mean(), CLASS_COLOURS[name]))
+        order = sorted(found, key=lambda name: metrics[f"auc_{name}"])
+        for i, name in enumerate(order):  # below the diagonal no curve passes
+            leader = dict(arrowstyle="-", color=CLASS_COLOURS[name], lw=1, relpos=(0, 0.5), shrinkA=0, shrinkB=0)
+            words = f"{name}: AUC {with_interval(metrics, f'auc_{name}')}"
+            roc.annotate(words, found[name], (0.26, 0.06 + 0.12 * i), va="center", arrowprops=leader,
+                         bbox=dict(fc="white", ec="none", pad=1))  # fmt: skip
+        roc.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
+        reach = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
+        title = "ROC: the intervals of the areas overlap" if order[1:] else "ROC"
+        if order[1:] and reach[-1][0] > max(high for _, high in reach[:-1]):
+            title = f"ROC: {order[-1]} is told apart best"
         roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title)
-        pr.set(
-            xlabel="found (recall)", ylabel="precision", title="Precision and recall; dotted: guessing", ylim=(0, 1.03)
-        )
-        figure.legend(loc="outside lower center", ncols=3, fontsize=11, handlelength=1, columnspacing=1)
+        pr.set(xlabel="found (recall)", ylabel="precision", title="Precision; dotted: guessing", ylim=(0, 1.03))
+        _label_ends(pr, ends)
         return figure
 
 
 def plot_reliability(predictions):
-    """Confidence against accuracy in ten bins, for each table of `{"name": table}`; the area of a dot is its images."""
+    """Confidence against accuracy in ten bins, for each table of `{"name": table}`, with the images of each bin.
+
+    The area of a dot stands for its images, its bar is the 95 % interval (Wilson 1927).
+    """
+    from scipy.stats import binomtest
+
     check_tables("predictions", predictions, PROBABILITIES)
-    with _figure(1, len(predictions), 4.2 * len(predictions), 4.2, sharey=True) as (figure, axes):
+    with _figure(1, len(predictions), 4.4 * len(predictions), 4, sharey=True) as (figure, axes):
         for axis, (name, table) in zip(axes[0], predictions.items(), strict=True):
             bins = reliability(table)
             axis.plot([0.3, 1], [0.3, 1], color="0.7", linestyle=":")
-            axis.plot(bins.confidence, bins.accuracy, color="#0072B2", lw=1)
-            axis.scatter(
-                bins.confidence, bins.accuracy, s=15 + 300 * bins.images / len(table), color="#0072B2", alpha=0.7
-            )
+            size = 15 + 300 * bins.images / len(table)
+            axis.scatter(bins.confidence, bins.accuracy, s=size, color=OTHER_COLOURS[0], alpha=0.7)
+            for bin_, one in bins.iterrows():
+                test = binomtest(round(one.accuracy * one.images), int(one.images))
+                axis.vlines(one.confidence, *test.proportion_ci(method="wilson"), color=OTHER_COLOURS[0], lw=1.5)
+                axis.text((bin_ + 0.5) / 10, -0.1, f"{one.images:.0f}", ha="center", va="center")
             title = f"{fill(name.replace('_', ' '), 30)}\ncalibration error {calibration_error(table):.3f}"
-            axis.set(xlim=(0.3, 1.02), ylim=(-0.03, 1.03), xlabel="confidence", title=title)
+            axis.set(xlim=(0.28, 1.04), ylim=(-0.16, 1.05), xlabel="confidence", title=title)
+        figure.supxlabel("bars: 95 % intervals; numbers: images of each bin", fontsize=12)
         axes[0, 0].set_ylabel("accuracy")
         return figure
 
@@ -652,7 +685,7 @@ def plot_answer(answer):
         axis.set(xlim=(0, 1.3), xticks=[0, 0.5, 1], xlabel="probability")
         axis.set_title(f"{answer.run}:\n{probabilities.idxmax()}", fontsize=10)
         axis.invert_yaxis()
-        figure.supxlabel(answer.warning, fontsize=10.5, color="#B34700", wrap=True)
+        figure.supxlabel(answer.warning, fontsize=11, wrap=True)
         return figure
 
 
@@ -669,43 +702,54 @@ def plot_experiments(table):
     else:
         table = table.assign(guilty=table.low > table.innocent)
         kind, label = "guesses without the lungs", "balanced accuracy of the guess"
-    with _figure(width=11 if every else 8.5, height=1.2 + (0.34 if every else 0.55) * len(table)) as (figure, axes):
+    with _figure(width=11 if every else 8.5, height=1 + (0.31 if every else 0.36) * len(table)) as (figure, axes):
         axis = axes[0, 0]
         for row, (_, found) in enumerate(table.iterrows()):
-            colour = "#D55E00" if found.guilty else "#0072B2"
+            colour = OTHER_COLOURS[2 if found.guilty else 0]
             axis.plot([found.low, found.high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(found.iloc[0], row, "o", color=colour, mfc=colour if found.guilty else "white", markersize=9)
             axis.plot(found.innocent, row, "D", mfc="none", mec="black", markersize=8)
-            axis.text(1.04, row, f"{found.iloc[0]:.2f}", va="center", fontsize=10)
+            axis.text(1.04, row, f"{found.iloc[0]:.2f}", va="center")
         axis.set_yticks(range(len(table)), table.index)
-        axis.set_ylim(len(table) - 0.4, -1)
+        axis.set_ylim(len(table) - 0.5, -0.5)
         title = f"{table.guilty.sum()} of {table.innocent.notna().sum()} {kind} are beyond innocent data"
-        axis.set(xlabel=f"{label} (diamond: innocent data)", title=title, xlim=(-0.02, 1.02))
+        axis.set(xlabel=f"{label} (diamond: innocent data; filled: beyond)", title=title, xlim=(-0.02, 1.02))
         return figure
 
 
 def plot_home_and_away(internal, external):
     """Probability of covid by true class, at home and elsewhere: predictions tables of the same network.
 
-    A point an image; the AUC of covid against normal stands in the title. Classes that are absent have no column.
+    A point an image, a box the middle half of a class, a line its median. Classes that are absent have no column.
+    The AUC is that of covid against normal.
     """
     import seaborn as sns
 
     check_predictions(internal, "internal", PROBABILITIES)
     check_predictions(external, "external", PROBABILITIES)
     tables = {"at home (test images)": internal, "elsewhere": external}
-    with _figure(1, 2, 10, 4, sharey=True) as (figure, axes):
-        for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-            two = table[table.label.isin(["covid", "normal"])]
-            area = with_interval(compute_metrics(two), "auc_covid")
+    shown = [[name for name in CLASSES if table.label.eq(name).any()] for table in tables.values()]
+    areas = [compute_metrics(table[table.label.isin(["covid", "normal"])]) for table in tables.values()]
+    with _figure(1, 2, 10, 4.2, sharey=True, width_ratios=[len(names) for names in shown]) as (figure, axes):
+        for axis, (place, table), names, area in zip(axes[0], tables.items(), shown, areas, strict=True):
             sns.stripplot(
-                x=table.label, y=table.p_covid, order=CLASSES, hue=table.label, palette=CLASS_COLOURS, size=4,
-                alpha=0.6, jitter=0.3, legend=False, ax=axis,
+                x=table.label, y=table.p_covid, order=names, hue=table.label, palette=CLASS_COLOURS, size=5,
+                alpha=0.55, jitter=0.3, legend=False, ax=axis,
             )  # fmt: skip
-            counts = table.label.value_counts()
-            axis.set_xticks(range(len(CLASSES)), [f"{label}\n{counts.get(label, 0)} images" for label in CLASSES])
+            for column, name in enumerate(names):
+                low, middle, high = table.p_covid[table.label.eq(name)].quantile([0.25, 0.5, 0.75])
+                axis.bar(column, high - low, 0.76, low, color=CLASS_COLOURS[name], alpha=0.25, zorder=0)
+                axis.hlines(middle, column - 0.38, column + 0.38, color="black", lw=3, zorder=3)
+            axis.set_xticks(range(len(names)), [f"{name}\n{table.label.eq(name).sum()} images" for name in names])
             axis.set(xlabel="", ylabel="probability of covid", ylim=(-0.03, 1.03))
-            axis.set_title(f"{name}\ncovid against normal: AUC {area}", fontsize=11)
+            axis.set_title(f"{place}\nAUC {with_interval(area, 'auc_covid')}", fontsize=12)
+        home, away = (area["auc_covid_interval"] or (0, 1) for area in areas)
+        said = (
+            "told apart at home, less so elsewhere"
+            if home[0] > away[1]
+            else "the intervals of home and elsewhere overlap"
+        )
+        figure.suptitle(f"Covid and normal: {said}", fontweight="bold", fontsize=15, x=0.01, ha="left")
         return figure
 
 
@@ -721,19 +765,21 @@ def plot_risk_coverage(tables, doubts, threshold):
         raise ValueError(f"doubts: {sorted(doubts)} are not the names of the tables, {sorted(tables)}.")
     for name, doubt in doubts.items():
         check_array(f"doubts[{name!r}]", doubt, (len(tables[name]),), "one number an image", lambda x: ~np.isnan(x))
-    with _figure(width=7, height=4) as (figure, axes):
-        axis = axes[0, 0]
-        for (name, table), colour in zip(tables.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False):
-            curve = risk_coverage(table, doubts[name])
-            axis.plot(curve.coverage, curve.risk, color=colour, label=name)
+    with _figure(width=9, height=2.4 + 0.2 * len(tables)) as (figure, axes):
+        axis, ends, titles = axes[0, 0], [], []
+        for i, (name, table) in enumerate(tables.items()):
+            curve, colour = risk_coverage(table, doubts[name]), _colour_of(name, 2 * i)
+            axis.plot(curve.coverage, curve.risk, color=colour, lw=2, linestyle=("-", "--", "-.", ":")[i % 4])
+            ends.append((name, 1, curve.risk.iloc[-1], colour))
+            titles.append(f"{name}: {curve.risk.iloc[-1]:.1%} of all {len(table)} wrong")
             kept = (np.asarray(doubts[name]) <= threshold).mean()
             if kept:
                 at = curve.iloc[(curve.coverage - kept).abs().argmin()]
                 axis.plot(at.coverage, at.risk, "o", color=colour, fillstyle="none", markersize=9)
-        axis.set(
-            xlabel="share of images that are answered", ylabel="error of these answers", xlim=(0, 1.02), ylim=(0, None)
-        )
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+                titles[-1] += f", {at.risk:.1%} of the {kept:.0%} answered"
+        axis.set(xlabel="share of images that are answered", ylabel="error of these answers", title="\n".join(titles))
+        axis.set(xlim=(0, 1.02), ylim=(0, None))
+        _label_ends(axis, ends)
         return figure
 
 
@@ -742,25 +788,24 @@ def plot_seeds(seeds):
     check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/elsewhere.py")
     networks = list(seeds.network.unique())
     with _figure(width=9, height=0.6 + 0.75 * len(networks)) as (figure, axes):
-        axis = axes[0, 0]
+        axis, named = axes[0, 0], set()
         for i, network in enumerate(networks):
             for offset, protocol, marker in ((-0.15, "slides", "s"), (0.15, "grouped", "o")):
                 values = seeds[seeds.network.eq(network) & seeds.protocol.eq(protocol)].accuracy
-                colour = next((c for name, c in MODEL_COLOURS.items() if network.startswith(name)), "0.4")
-                face = colour if protocol == "grouped" else "white"
-                axis.plot(
-                    values, np.full(len(values), i + offset), marker, color=colour, markerfacecolor=face, alpha=0.8
-                )
+                if values.empty:
+                    continue
+                colour, y = _colour_of(network), np.full(len(values), i + offset)
+                axis.plot(values, y, marker, color=colour, mfc=colour if protocol == "grouped" else "white", alpha=0.8)
                 if len(values) > 1:
                     axis.vlines(values.mean(), i + offset - 0.12, i + offset + 0.12, color="black", linewidth=2)
-        for label, marker, face in (("slides", "s", "white"), ("grouped", "o", "0.4")):
-            axis.plot([], [], marker, color="0.4", markerfacecolor=face, label=label)
-        means = seeds.groupby(["network", "protocol"]).accuracy.mean().unstack().reindex(columns=["slides", "grouped"])
-        gaps, several = (means.slides - means.grouped), seeds.groupby("network").seed.nunique() > 1
-        gaps = gaps[several].dropna()
-        title = f"Largest gap of the means over seeds: {gaps[gaps.abs().idxmax()]:+.3f}" if len(gaps) else ""
-        axis.set(yticks=range(len(networks)), xlabel="accuracy on the test images, a dot a seed", title=title)
+                if protocol not in named:  # once is enough
+                    axis.annotate(protocol, (values.max(), i + offset), (9, 0), textcoords="offset points", va="center",
+                                  fontsize=11)  # fmt: skip
+                    named.add(protocol)
+        lows = seed_table(seeds).gap.str.extract(r"\[(.+),")[0].dropna().astype(float)
+        title = f"Higher under slides, beyond the interval over seeds: {(lows > 0).sum()} of {len(lows)} networks"
+        axis.set(yticks=range(len(networks)), xlabel="accuracy on the test images, a dot a seed, a bar their mean")
+        axis.set_title(title if len(lows) else "")
         axis.set_yticklabels(networks)
         axis.invert_yaxis()
-        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return figure
