@@ -1,6 +1,8 @@
 """Every figure is drawn without a warning, is returned, and is not left open; a few are read back."""
 
+import base64
 import inspect
+import io
 import warnings
 
 import matplotlib
@@ -10,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 from test_evaluation import make_predictions, make_run
 
 import xray_utils as xu
@@ -465,3 +468,23 @@ def test_a_figure_says_its_titles_and_axes_where_it_cannot_be_seen(images, monke
     title, axis = balance.removeprefix("Figure: ").split("; ")
     assert "the largest class" in title and axis == "number"
     assert "ReLU" in block
+
+
+def test_a_saved_figure_is_shown_as_it_was_drawn_and_drawn_anew_where_it_was_changed(history, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plotting, "display", lambda data, **_: shown.append(data["image/png"]))
+    figure = xu.plot_history(history)
+    plain = xu.plot_history(history)
+    plain._ipython_display_()
+    drawings = []
+    savefig = plotting.Figure.savefig
+    monkeypatch.setattr(
+        plotting.Figure, "savefig", lambda self, *a, **k: (drawings.append(k["format"]), savefig(self, *a, **k))
+    )
+    xu.save_figure(figure, "history")._ipython_display_()
+    assert drawings == ["svg", "png"], "drawn more often than there are files"
+    figure.axes[0].set_title("another title")
+    figure._ipython_display_()
+    assert drawings == ["svg", "png", "png"] and len(set(shown)) >= 2 and shown[1] != shown[2]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in shown]
+    assert abs(sizes[0][0] - sizes[1][0]) <= 4 and abs(sizes[0][1] - sizes[1][1]) <= 4

@@ -85,11 +85,12 @@ class CourseFigure(Figure):
 
     def __init__(self, *arguments, photographs=False, **options):
         super().__init__(*arguments, **options)
-        self.photographs = photographs
+        self.photographs, self.saved = photographs, None
 
     def _ipython_display_(self):
-        drawn, file = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format="png", dpi=2 * self.dpi, bbox_inches="tight")
+        drawn, file = io.BytesIO(self.saved), io.BytesIO()
+        if self.saved is None or self.stale:  # not drawn yet, or changed since
+            self.savefig(drawn, format="png", dpi=2 * self.dpi, bbox_inches="tight")
         picture, kind = Image.open(drawn).convert("RGB"), "jpeg" if self.photographs else "png"
         if self.photographs:
             picture.save(file, "JPEG", quality=82)
@@ -134,9 +135,15 @@ def save_figure(figure, name):
     words = figure.in_words() if isinstance(figure, CourseFigure) else name
     about = {"Title": words, "Description": words, "Date": None}
     with plt.rc_context(STYLE):
+        figure.draw_without_rendering()
+        layout, box = figure.get_layout_engine(), figure.get_tightbbox().padded(0.1)
+        figure.set_layout_engine("none")  # it is laid out: once for both files, and for the page
         for ending in ("svg", "png"):
             with whole_file(outputs_dir("figures", f"{name}.{ending}")) as path:
-                figure.savefig(path, format=ending, bbox_inches="tight", metadata=about)
+                figure.savefig(path, format=ending, bbox_inches=box, metadata=about)
+                figure.saved = path.read_bytes()
+        figure.set_layout_engine(layout or "none")
+        figure.stale = False
     return figure
 
 
