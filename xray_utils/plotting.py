@@ -160,6 +160,11 @@ def _ink(colour):
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else "white"
 
 
+def _beside(place, values):
+    """Places around `place`, always the same ones, so that points of one value do not hide each other."""
+    return place + np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
+
+
 def _label_ends(axis, ends):
     """Names beside the right ends of lines, [(name, x, y, colour)], moved apart where they would overlap."""
     low, high = axis.get_ylim()
@@ -284,10 +289,11 @@ def plot_colour(images):
         common = images["mode"].value_counts(normalize=True)
         title = f"{common.max():.0%} of the files are {common.idxmax()}"
         axes[0, 0].set(xlabel="colour mode (share of the class)", ylabel="", title=title)
-        sns.stripplot(
-            x=images.tint, y=images.label, order=CLASSES, hue=images.label, palette=CLASS_COLOURS, size=4,
-            alpha=0.7, jitter=0.3, legend=False, ax=axes[0, 1],
-        )  # fmt: skip
+        for row, name in enumerate(CLASSES):
+            tints = images.tint[images.label.eq(name)]
+            axes[0, 1].scatter(tints, _beside(row, tints), s=16, color=CLASS_COLOURS[name], alpha=0.7, linewidths=0)
+        axes[0, 1].set_yticks(range(len(CLASSES)), CLASSES)
+        axes[0, 1].invert_yaxis()
         axes[0, 1].axvline(0, color="0.7", zorder=0)
         tinted = images.label[images.tint.abs() > 5]  # grey levels
         title = ", ".join(f"{name} {n}" for name, n in tinted.value_counts().items()) or "none"
@@ -730,8 +736,6 @@ def plot_home_and_away(internal, external):
     A point an image, a box the middle half of a class, a line its median. Classes that are absent have no column.
     The AUC is that of covid against normal.
     """
-    import seaborn as sns
-
     check_predictions(internal, "internal", PROBABILITIES)
     check_predictions(external, "external", PROBABILITIES)
     tables = {"at home (test images)": internal, "elsewhere": external}
@@ -739,13 +743,11 @@ def plot_home_and_away(internal, external):
     areas = [compute_metrics(table[table.label.isin(["covid", "normal"])]) for table in tables.values()]
     with _figure(1, 2, 10, 4.2, sharey=True, width_ratios=[len(names) for names in shown]) as (figure, axes):
         for axis, (place, table), names, area in zip(axes[0], tables.items(), shown, areas, strict=True):
-            sns.stripplot(
-                x=table.label, y=table.p_covid, order=names, hue=table.label, palette=CLASS_COLOURS, size=5,
-                alpha=0.55, jitter=0.3, legend=False, ax=axis,
-            )  # fmt: skip
             for column, name in enumerate(names):
-                low, middle, high = table.p_covid[table.label.eq(name)].quantile([0.25, 0.5, 0.75])
-                axis.bar(column, high - low, 0.76, low, color=CLASS_COLOURS[name], alpha=0.25, zorder=0)
+                shares, colour = table.p_covid[table.label.eq(name)], CLASS_COLOURS[name]
+                low, middle, high = shares.quantile([0.25, 0.5, 0.75])
+                axis.scatter(_beside(column, shares), shares, s=25, color=colour, alpha=0.55, linewidths=0)
+                axis.bar(column, high - low, 0.76, low, color=colour, alpha=0.25, zorder=0)
                 axis.hlines(middle, column - 0.38, column + 0.38, color="black", lw=3, zorder=3)
             axis.set_xticks(range(len(names)), [f"{name}\n{table.label.eq(name).sum()} images" for name in names])
             axis.set(xlabel="", ylabel="probability of covid", ylim=(-0.03, 1.03))
