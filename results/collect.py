@@ -1,7 +1,8 @@
 """Copy what the real runs gave from outputs/runs to results/runs: tables and curves, no image of any patient.
 
 Run it after the notebooks: `.venv/bin/python results/collect.py`; with `tables` behind it, it copies nothing and makes
-the comparison and the calibration again from what is here; with `leak`, it counts who is on both sides of a split.
+the comparison, the calibration and the figures again from what is here; with `leak`, it counts who is on both sides of
+a split; with `elsewhere`, it asks the runs under "grouped" whose weights are here about the images of XRAY_EXTERNAL.
 """
 
 import shutil
@@ -72,6 +73,20 @@ def tables():
     best = [name for name in shown if name.startswith("resnet18_augmented_grouped")]
     put(HERE / "calibration.png", xu.plot_reliability({name: shown[name] for name in best}))
     print(calibration.round(3).to_string())
+    home, away = results["baseline_cnn_grouped"].predictions, HERE / "runs" / "baseline_cnn_grouped" / "elsewhere.csv"
+    put(HERE / "home_and_away.png", xu.plot_home_and_away(home, pd.read_csv(away)))
+    every = pd.read_csv(HERE / "tables" / "all_experiments_grouped.csv", index_col=0)
+    put(HERE / "all_experiments.png", xu.plot_experiments(every))
+
+
+def elsewhere():
+    """Write `runs/<name>/elsewhere.csv`, the answers in another hospital."""
+    images = xu.audit_images(xu.find_images(xu.data_dir()))
+    away = xu.load_external(xu.external_dir(), images)
+    for name in (name for name in NAMES if name.endswith("_grouped")):
+        if xu.outputs_dir("runs", name, "best.safetensors").is_file():
+            with whole_file(HERE / "runs" / name / "elsewhere.csv") as path:
+                xu.predict(xu.load_run(name).model, away).to_csv(path, index=False)
 
 
 def leak():
@@ -92,7 +107,9 @@ def leak():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["leak"]:
+    if sys.argv[1:] == ["elsewhere"]:
+        elsewhere()
+    elif sys.argv[1:] == ["leak"]:
         leak()
     else:
         if sys.argv[1:] != ["tables"]:
