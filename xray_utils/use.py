@@ -33,7 +33,7 @@ from .maps import where_it_looks
 from .plotting import plot_answer
 from .training import Run, load_run, predict
 
-EXPORTED = ("model.safetensors", "config.json", "preprocessor_config.json", "README.md")
+EXPORTED = ("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "baseline_cnn.py")
 
 
 @dataclass
@@ -159,27 +159,38 @@ def image_form(run, files=(), look=where_it_looks):
 
 # ---------------------------------------------------------------- export
 
+# Three lines for each, but for imports; tests run them as they stand.
+TRANSFORMERS = """from transformers import pipeline
+
+network = pipeline("image-classification", ".")
+print(network("xray.png"))"""
 LOADING = {
-    "vit": """from transformers import AutoImageProcessor, ViTForImageClassification
-
-model = ViTForImageClassification.from_pretrained(".")
-processor = AutoImageProcessor.from_pretrained(".")""",
-    "resnet18": """from safetensors.torch import load_file
-from torchvision.models import resnet18
+    "vit": TRANSFORMERS,
+    "resnet18": TRANSFORMERS,
+    "baseline_cnn": """from baseline_cnn import load_model
+from PIL import Image
 from transformers import AutoImageProcessor
 
-model = resnet18(num_classes=3).eval()
-model.load_state_dict(load_file("model.safetensors"))
-processor = AutoImageProcessor.from_pretrained(".")""",
-    "baseline_cnn": """from safetensors.torch import load_file
-from torch import nn
-from transformers import AutoImageProcessor
-
-block = lambda i, o: [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)]
-model = nn.Sequential(*block(3, 8), *block(8, 16), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(16, 3)).eval()
-model.load_state_dict(load_file("model.safetensors"))
-processor = AutoImageProcessor.from_pretrained(".")""",
+model, processor = load_model("model.safetensors"), AutoImageProcessor.from_pretrained(".")
+pixels = processor(Image.open("xray.png").convert("RGB"), return_tensors="pt")["pixel_values"]
+print(model(pixels).softmax(dim=1).tolist())  # covid, normal, virus""",
 }
+BASELINE = '''"""The baseline CNN of the course, in plain torch: transformers has none like it."""
+
+from safetensors.torch import load_file
+from torch import nn
+
+
+def load_model(file):
+    layers = []
+    for before, after in ((3, 8), (8, 16)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    model.load_state_dict(load_file(file))
+    return model.eval()
+'''
+RESNET = {"model_type": "resnet", "layer_type": "basic", "depths": [2] * 4, "hidden_sizes": [64, 128, 256, 512]}
+RESNET |= {"embedding_size": 64, "architectures": ["ResNetForImageClassification"]}
 CARD = """---
 library_name: {library}
 pipeline_tag: image-classification
@@ -196,13 +207,6 @@ Network `{network}`, {parameters:,} parameters, trained on {train:,} {kind} imag
 
 ```python
 {loading}
-```
-
-```python
-from PIL import Image
-
-pixels = processor(Image.open("xray.png").convert("RGB"), return_tensors="pt")["pixel_values"]
-probabilities = {call}.softmax(dim=1)  # [1, 3]: {classes}
 ```
 
 Images of 8 bits a channel, stretched to {size} x {size} pixels. The course brings others (16 bits, transparency) into
@@ -223,7 +227,8 @@ def export_model(run, folder=None):
     """Write the network of `run` as a folder in the style of Hugging Face, whole or not at all, and return its path.
 
     model.safetensors, config.json, preprocessor_config.json, and README.md: a model card with the metrics of the run
-    and how to load it, in transformers (ViT) or plain torch. folder: None for `outputs/export/<name of the run>`; an
+    and three lines that load it, in transformers (ResNet18, ViT) or torch (the baseline, whose layers are written
+    down in baseline_cnn.py beside it). folder: None for `outputs/export/<name of the run>`; an
     earlier export there is replaced.
 
     Raises ValueError for a network that is none of the course, FileExistsError when the folder holds anything but an
@@ -242,10 +247,15 @@ def export_model(run, folder=None):
         whole = temporary / "export"
         whole.mkdir()
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
+        own = run.config["network"].get("config", {})
+        if network == "resnet18":
+            state, own = {_in_transformers(name): tensor for name, tensor in state.items()}, RESNET
+        elif network == "baseline_cnn":
+            (whole / "baseline_cnn.py").write_text(BASELINE, encoding="utf-8")
         save_file(state, whole / "model.safetensors", metadata={"format": "pt"})
         labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
         size = run.config["data"]["size"]
-        config = {"architectures": [type(run.model).__name__], **run.config["network"].get("config", {}), **labels}
+        config = {"architectures": [type(run.model).__name__], **own, **labels}
         preprocessor = {
             **{"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 2, "do_rescale": True},
             **{"size": {"height": size, "width": size}, "rescale_factor": 1 / 255, "do_normalize": True},
@@ -258,6 +268,16 @@ def export_model(run, folder=None):
             os.replace(folder, whole.with_name("earlier"))
         os.replace(whole, folder)
     return folder
+
+
+def _in_transformers(name):
+    """What transformers' ResNet calls this tensor of torchvision's ResNet18: the network is the same."""
+    name = re.sub(r"^(conv|bn)1", r"embedder.embedder.\1", name)
+    name = re.sub(r"^layer(\d)\.(\d)", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}", name)
+    name = re.sub(r"\.(conv|bn)(\d)", lambda m: f".layer.{int(m[2]) - 1}.{m[1]}", name)
+    name = name.replace("downsample.0", "shortcut.conv").replace("downsample.1", "shortcut.bn")
+    name = name.replace("conv.", "convolution.").replace("bn.", "normalization.")
+    return name.replace("fc.", "classifier.1.") if name.startswith("fc.") else f"resnet.{name}"
 
 
 def _card(run):
@@ -280,9 +300,8 @@ def _card(run):
         protocol=config["data"]["protocol"],
         size=config["data"]["size"],
         classes=", ".join(CLASSES),
-        library="transformers" if network == "vit" else "torch",
+        library="torch" if network == "baseline_cnn" else "transformers",
         loading=LOADING[network],
-        call="model(pixels).logits" if network == "vit" else "model(pixels)",
         metrics=metrics,
         settings=json.dumps(config["settings"]),
     )
