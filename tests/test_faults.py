@@ -411,8 +411,8 @@ def test_a_changed_prepared_set_is_found_made_again_and_said(what, table, capsys
 
 
 def test_a_large_set_that_changed_without_its_time_is_other_data(table, monkeypatch, capsys):
-    """It is not hashed when it is opened; `fit` finds out."""
-    monkeypatch.setattr(xray_data, "HASHED", 1000)
+    """It is not summed when it is opened; `fit` finds out."""
+    monkeypatch.setattr(xray_data, "SUMMED", 1000)
     _, folder, _ = prepared(table)
     fit(xu.prepare(table, size=16))
     flip_and_hide(folder)

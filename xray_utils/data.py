@@ -17,6 +17,7 @@ import unicodedata
 import urllib.request
 import warnings
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ SOURCES = {  # public sets: where they are, under which name they are fetched, w
 ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
 CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
 SPLITS = ("train", "val", "test")
-HASHED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is hashed when it is opened
+SUMMED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is summed when it is opened
 PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
 DRAFT = 448  # pixels: a JPEG whose sides keep so many is audited at a half, a quarter or an eighth of its size
 
@@ -779,6 +780,11 @@ def resize(image, size=224):
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
+def _crc32(path):
+    """The checksum of a file: against a disk that forgets, not against an enemy; twice as fast as a hash."""
+    return zlib.crc32(np.memmap(path, np.uint8, "r"))
+
+
 def _sha256(path):
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -1096,7 +1102,7 @@ def _is_whole(folder):
         meta, stat = json.loads((folder / "meta.json").read_text()), os.stat(folder / "images.npy")
         if (meta["bytes"], meta["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
             return False
-        return stat.st_size > HASHED or meta.get("sha256") in (None, _sha256(folder / "images.npy"))
+        return stat.st_size > SUMMED or meta.get("crc32") in (None, _crc32(folder / "images.npy"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -1130,7 +1136,7 @@ def _write_prepared(root, stats, size, folder):
         stat = os.stat(whole / "images.npy")
         meta = {"version": PREPARED_VERSION, "root": str(root), "images": len(files), "size": size}
         meta |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        meta["sha256"] = _sha256(whole / "images.npy")
+        meta["crc32"] = _crc32(whole / "images.npy")
         (whole / "meta.json").write_text(json.dumps(meta))
         try:
             os.replace(whole, folder)
