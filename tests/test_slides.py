@@ -14,7 +14,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter, SlidesExporter
 from nbformat import v4
+from traitlets.config import PyFileConfigLoader
 
 ROOT = Path(__file__).resolve().parents[1]
 DOT = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -162,9 +164,26 @@ def test_every_notebook_is_a_deck_that_needs_no_network(decks):
     for path in decks:
         text = re.sub(r"data:[^\"')]+", "data:", path.read_text(encoding="utf-8"))
         assert not re.findall(
-            r"(?:src|href)=\"(?!https?://[^\"]+\" ?>|data:|#|[\w./]+\.ipynb)[^\"]+\"|url\((?!data:)", text
+            r"(?:src|href)=\"(?!https?://[^\"]+\" ?>|data:|#|\w+\.slides\.html)[^\"]+\"|url\((?!data:)", text
         )
+        assert all((path.parent / link).is_file() for link in re.findall(r'href="(\w+\.slides\.html)"', text))
         assert '<link rel="stylesheet"' not in text and "import " not in text.split("Reveal.initialize")[1]
+
+
+def test_pages_and_decks_lead_to_each_other_and_a_note_on_a_page_looks_like_one():
+    cells = [
+        v4.new_markdown_cell("[next](04_resnet18.ipynb), [paper](https://arxiv.org/abs/1512.03385)"),
+        v4.new_markdown_cell("Ask the class."),
+    ]
+    for cell, kind in zip(cells, ("slide", "notes"), strict=True):
+        cell.metadata.slideshow = {"slide_type": kind}
+    cells.append(v4.new_markdown_cell("No word about slides."))
+    config = PyFileConfigLoader("config.py", str(ROOT / "notebooks" / "templates")).load_config()
+    for exporter, target in ((HTMLExporter, "04_resnet18.html"), (SlidesExporter, "04_resnet18.slides.html")):
+        made, _ = exporter(config=config).from_notebook_node(v4.new_notebook(cells=cells))
+        assert re.findall(r'<a href="([^#"]+)"', made) == [target, "https://arxiv.org/abs/1512.03385"]
+        (note,) = re.findall(r'<aside class="notes?">(.*?)</aside>', made, re.S)
+        assert "Ask the class." in note and "next" not in note
 
 
 @pytest.mark.parametrize("width,height", SIZES)

@@ -2,7 +2,8 @@
 
 deck/ makes slides that need no network: reveal.js 6.0.2 lies unchanged in deck/static, from the
 npm package of that name (MIT licence, beside it). page/ is nbconvert's own page with
-alternative texts of the pictures and folded solutions.
+alternative texts of the pictures, folded solutions and quiet notes. In both, a link to another
+notebook leads to its page or deck.
 """
 
 from pathlib import Path
