@@ -50,6 +50,14 @@ def test_the_cell_is_the_same_everywhere_and_short():
     assert all(len(source.splitlines()) <= 10 for source in cells.pop())
 
 
+def test_colab_folds_the_solutions():
+    """There the code of a cell in form view is hidden behind "Show code" (googlecolab/colabtools, issue 2154)."""
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            solution = "solution" in cell.metadata.get("tags", [])
+            assert cell.metadata.get("cellView") == ("form" if solution else None), path.name
+
+
 @pytest.fixture
 def course(tmp_path):
     """A git repository with the real list and installer, and a package that only says that it is imported."""
