@@ -219,7 +219,8 @@ def test_what_was_broken_on_purpose_is_what_was_measured():
         f"{found['images']['files']:,} damaged image files: each read or refused with a reason, "
         f"{found['images']['crashes']} crashes",
         f"{fits['fits']} trainings in a row: {fits['memory_mib_after_warm_up']:.0f} MiB of memory after the "
-        f"warm-up and {fits['memory_mib_at_the_end']:.0f} at the end, {fits['open_files_at_the_end']} open files throughout",
+        f"warm-up and {fits['memory_mib_at_the_end']:.0f} at the end, "
+        f"{fits['open_files_at_the_end']} open files throughout",
         f"In {found['bootstrap']['sets']:,} made test sets the 95 % intervals hold the truth in "
         f"{100 * min(covered):.1f} to {100 * max(covered):.1f} % of cases ({found['bootstrap']['images']} images each)",
     ):
