@@ -462,7 +462,7 @@ def plot_history(histories):
             for loss in (history.train_loss, history.val_loss):
                 lows.append(loss.min())
                 highest, next_to_it = loss.max(), loss.drop(loss.idxmax()).max()
-                peak = highest > 2 * max(next_to_it, np.log(len(CLASSES)))  # twice what guessing costs
+                peak = highest > 1.5 * max(next_to_it, np.log(len(CLASSES)))  # the logarithm: what guessing costs
                 tops.append(next_to_it if peak else highest)
                 peaks += [highest] if peak else []
             for axis, what in zip(axes[0], ends, strict=True):
@@ -639,7 +639,7 @@ def plot_roc(predictions):
             pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
             ends.append((name, 1, true.mean(), CLASS_COLOURS[name]))
         order = sorted(found, key=lambda name: metrics[f"auc_{name}"])
-        for i, name in enumerate(order):  # below the diagonal no curve passes
+        for i, name in enumerate(sorted(found, key=found.get)):  # so no leader passes below words
             leader = dict(arrowstyle="-", color=CLASS_COLOURS[name], lw=1, relpos=(0, 0.5), shrinkA=0, shrinkB=0)
             words = f"{name}: AUC {with_interval(metrics, f'auc_{name}')}"
             roc.annotate(words, found[name], (0.26, 0.06 + 0.12 * i), va="center", arrowprops=leader,
@@ -696,7 +696,7 @@ def plot_answer(answer):
         )
         axis.bar_label(bars, [f"{p:.3f}" for p in probabilities], padding=4)
         axis.set(xlim=(0, 1.3), xticks=[0, 0.5, 1], xlabel="probability")
-        axis.set_title(f"{answer.run}:\n{probabilities.idxmax()}", fontsize=10)
+        axis.set_title(f"{answer.run}:\n{probabilities.idxmax()}", fontsize=10.5)
         axis.invert_yaxis()
         figure.supxlabel(answer.warning, fontsize=11, wrap=True)
         return figure
@@ -750,8 +750,9 @@ def plot_home_and_away(internal, external):
                 axis.bar(column, high - low, 0.76, low, color=colour, alpha=0.25, zorder=0)
                 axis.hlines(middle, column - 0.38, column + 0.38, color="black", lw=3, zorder=3)
             axis.set_xticks(range(len(names)), [f"{name}\n{table.label.eq(name).sum()} images" for name in names])
-            axis.set(xlabel="", ylabel="probability of covid", ylim=(-0.03, 1.03))
+            axis.set_ylim(-0.03, 1.03)
             axis.set_title(f"{place}\nAUC {with_interval(area, 'auc_covid')}", fontsize=12)
+        axes[0, 0].set_ylabel("probability of covid")
         home, away = (area["auc_covid_interval"] or (0, 1) for area in areas)
         said = (
             "told apart at home, less so elsewhere"
