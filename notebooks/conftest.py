@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
 
 
 class ByFile(LoadScopeScheduling):
-    """Notebooks 3 to 7 share runs: one worker does them, in order; any other file stays with one."""
+    """Notebooks 3 to 7 share runs: one worker does them, in order. Other files as they come."""
 
     def _split_scope(self, nodeid):
         file = nodeid.split("::")[0]
