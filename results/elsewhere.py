@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 import xray_utils as xu
 from xray_utils.data import Split, whole_file
+from xray_utils.evaluation import _auc, _draws, _groups
 from xray_utils.explain import all_images
 
 TABLES = Path(__file__).resolve().parent / "tables"
@@ -74,34 +75,63 @@ def areas(data, away, probes, scores):
     return pd.DataFrame(rows)
 
 
-def controls(home, away, known, there, draws=20):
-    """Adult normal images of one place added to the training, tested on all of the other place; means over draws."""
+def controls(home, away, known, there, draws=20, resamples=100):
+    """Adult normal images of one place, or of both, added to the training; tested on all that is left elsewhere.
+
+    Means over draws of the images that are added; in brackets 95 % over draws and, in each, over patients of the test.
+    """
     rows, adult = [], away.rows.label.eq("normal").to_numpy()
     places = away.rows.source.to_numpy()
     train, test = (home.side == side for side in ("train", "test"))
-    for place in sorted(set(places[adult])):
-        pool, asked = np.flatnonzero(adult & (places == place)), places != place
-        for count in sorted({0, 2, 4, 8, 12, len(pool)} & set(range(len(pool) + 1))):
+    for place in [*sorted(set(places[adult])), "both"]:
+        pool = np.flatnonzero(adult & ((places == place) | (place == "both")))
+        most = len(pool) if place != "both" else len(pool) - 8  # eight are left to be tested
+        for count in sorted({0, 2, 4, 8, 12, 16, most} & set(range(most + 1))):
             for weight in (1, 5) if count else (1,):
-                found = []
-                for draw in range(draws if 0 < count < len(pool) else 1):
-                    chosen = np.random.default_rng(draw).choice(pool, count, replace=False)
+                found = {"normals called covid": [], "covid recall at home": [], "AUC": []}
+                resampled = {"normals called covid": [], "AUC": []}
+                alone = not count or count == len(pool)
+                for draw in range(1 if alone else draws):
+                    rng = np.random.default_rng(draw)
+                    chosen = rng.choice(pool, count, replace=False)
+                    asked = places != place
+                    asked[chosen] = False
                     rows_ = pd.concat([home.rows[train], away.rows.iloc[chosen]])
                     weights = np.r_[np.ones(train.sum()), np.full(count, weight)]
                     features = np.concatenate([known[train], there[chosen]])
                     answers = probe(features, rows_, there[asked], away.rows[asked], weights)
                     at_home = probe(features, rows_, known[test], home.rows[test], weights)
-                    wrong = answers[answers.label.eq("normal")].predicted.eq("covid").mean()
-                    recall = at_home[at_home.label.eq("covid")].predicted.eq("covid").mean()
-                    one = {"normals called covid": wrong, "covid recall at home": recall}
-                    if answers.label.nunique() > 1:
-                        two = xu.against_normal(answers)
-                        one["AUC"] = xu.compute_metrics(two, resamples=1)["auc_covid"]
-                    found.append(one)
-                found = pd.DataFrame(found)
-                row = {"controls from": place.split("/")[0], "added": count, "weight": weight, "draws": len(found)}
-                rows.append(row | found.mean().round(3).to_dict())
+                    found["covid recall at home"].extend(share_of_covid(at_home, "covid"))
+                    found["normals called covid"].extend(share_of_covid(answers, "normal"))
+                    found["AUC"].extend(covid_or_normal(answers))
+                    weighed = next(_draws(answers.group.nunique(), draws * resamples if alone else resamples, draw,
+                                          chunk=draws * resamples))[:, _groups(answers)]  # fmt: skip
+                    resampled["normals called covid"].extend(share_of_covid(answers, "normal", weighed))
+                    resampled["AUC"].extend(covid_or_normal(answers, weighed))
+                row = {"controls from": place.split("/")[0], "added": count, "weight": weight,
+                       "draws": len(found["AUC"])}  # fmt: skip
+                for key, values in found.items():
+                    row[key] = f"{np.mean(values):.3f}" if np.isfinite(values).all() else ""
+                    if row[key] and key in resampled:
+                        low, high = np.nanquantile(resampled[key], [0.025, 0.975])
+                        row[key] += f" [{low:.3f}, {high:.3f}]"
+                rows.append(row)
     return pd.DataFrame(rows)
+
+
+def share_of_covid(answers, label, weights=None):
+    """Of the images of a class the share that is called covid; for each row of weights [R, images] if given."""
+    weights = np.ones((1, len(answers))) if weights is None else weights
+    weights = weights * answers.label.eq(label).to_numpy()
+    return weights @ answers.predicted.eq("covid").to_numpy() / weights.sum(axis=1)
+
+
+def covid_or_normal(answers, weights=None):
+    """AUC of covid against normal, NaN where there are not both; for each row of weights [R, images] if given."""
+    weights = np.ones((1, len(answers))) if weights is None else weights
+    weights = weights * answers.label.isin(["covid", "normal"]).to_numpy()
+    score = answers.p_covid / (answers.p_covid + answers.p_normal)
+    return _auc(score.to_numpy(), answers.label.eq("covid").to_numpy(), weights)
 
 
 def sources_left_out(home, known):
