@@ -671,7 +671,7 @@ def test_a_comparison_shows_which_runs_had_the_same_test_images():
         data = {**config["data"], "test": test}
         return result(config={**config, "network": {"network": network}, "data": data})
 
-    table = xu.compare({"a": on("abcdef0"), "b": on("abcdef0", "Sequential"), "c": on("fedcba0")})
+    table = xu.compare({"vit_slides": on("abcdef0"), "b": on("abcdef0", "Sequential"), "vit_slides-2": on("fedcba0")})
     assert table["test set"].to_list() == ["abcdef", "abcdef", "fedcba"]
     assert table["original accuracy"].isna().to_list() == [False, True, False]  # none for a network of one's own
     xu.plot_comparison(table)

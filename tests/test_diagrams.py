@@ -74,3 +74,10 @@ def test_a_module_without_a_single_sum_is_refused():
 class Unclear(nn.Module):
     def forward(self, x):
         return x + x if x.mean() > 0 else x
+
+
+def test_a_network_of_shapes_alone_can_be_drawn():
+    """Where it lies does not matter: on a GPU, or nowhere, without weights."""
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    assert xu.plot_network(model).axes

@@ -488,3 +488,19 @@ def test_a_saved_figure_is_shown_as_it_was_drawn_and_drawn_anew_where_it_was_cha
     assert drawings == ["svg", "png", "png"] and len(set(shown)) >= 2 and shown[1] != shown[2]
     sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in shown]
     assert abs(sizes[0][0] - sizes[1][0]) <= 4 and abs(sizes[0][1] - sizes[1][1]) <= 4
+
+
+def test_no_ink_of_a_saved_figure_touches_its_edge(history):
+    """Long names reach far to the left: letters are as wide at the resolution that is saved as where it is laid out."""
+    rows = {f"resnet18_augmented_grouped{ending}": history for ending in ("", "_sample", "_another_recipe")}
+    for name, figure in {
+        "comparison": xu.plot_comparison(xu.compare(xu.load_results(list(REAL), xu.results_dir()))),
+        "history": xu.plot_history(rows),
+    }.items():
+        xu.save_figure(figure, name)
+        with Image.open(xu.outputs_dir("figures", f"{name}.png")) as picture:
+            ink = np.asarray(picture.convert("L")) < 200
+        assert ink.any() and not (ink[:2].any() or ink[-2:].any() or ink[:, :2].any() or ink[:, -2:].any()), name
+
+
+REAL = ("resnet18_augmented_slides", "resnet18_augmented_grouped")

@@ -239,12 +239,15 @@ def test_the_shares_on_both_sides_are_those_that_were_counted():
     assert not table.loc["grouped", ["twin", "near-duplicate", "patient"]].any(axis=None)
 
 
-def test_the_command_for_windows_is_the_first_one():
-    (windows,) = blocks("README.md", "powershell")
-    first = blocks("README.md", "bash")[0]
-    words = re.sub(r'\$env:(\w+) = "([^"]*)";', r"\1=\2", windows).replace(".venv\\Scripts\\", ".venv/bin/")
-    words = words.replace("py -m venv", "python3 -m venv").replace("python -m pip", "pip").replace(";", " &&")
-    assert words.split() == first.split()
+def test_the_commands_for_windows_are_the_two():
+    for windows, command in zip(blocks("README.md", "powershell"), blocks("README.md", "bash")[:2], strict=True):
+        words = re.sub(r'\$env:(\w+) = "([^"]*)";', r"\1=\2", windows).replace(".venv\\Scripts\\", ".venv/bin/")
+        left = re.findall(r"\$env:(\w+)", windows)
+        words = words.removesuffix(
+            "; Remove-Item " + ", ".join(f"Env:{name}" for name in left)
+        )  # else it would stay set
+        words = words.replace("py -m venv", "python3 -m venv").replace("python -m pip", "pip").replace(";", " &&")
+        assert words.split() == command.split()
 
 
 # ---------------------------------------------------------------- Python

@@ -74,8 +74,9 @@ def plot_network(model, size=224):
     check_size(size)
     parts = [("image", 1, (3, size, size), 0)]
     key = lambda stage: (type(stage[1]), stage[2], stage[3])  # noqa: E731
+    device = next((one.device for one in model.parameters()), None)
     try:
-        stages = _stages(model, torch.zeros(1, 3, size, size))
+        stages = _stages(model, torch.zeros(1, 3, size, size, device=device))
     except RuntimeError as error:
         raise ValueError(f"model: a picture [1, 3, {size}, {size}] cannot pass it ({str(error)[:200]}).") from error
     for (kind, shape, each), run in groupby(stages, key=key):

@@ -50,14 +50,15 @@ def report_requirements():
     """Lines that say OK, with the versions, or what to do: Python first, then every requirement."""
     number = ".".join(map(str, sys.version_info[:3]))
     lines = [f"Python {number}: " + ("OK" if sys.version_info >= (3, 10) else "too old. Install 3.10 or newer.")]
-    for purpose, needed in requirements().items():
+    for i, (purpose, needed) in enumerate(requirements().items()):
         good = {r.name: installed(r)[0] for r in needed if installed(r)[1]}
         lines.append(
             f"For {purpose}: OK: {', '.join(f'{name}=={version}' for name, version in good.items()) or 'none'}"
         )
         for lacking in (r for r in needed if r.name not in good):
             state = f"{installed(lacking)[0]} will not do" if installed(lacking)[0] else "missing"
-            lines.append(f'  {lacking.name}: {state}. Run: {sys.executable} -m pip install "{lacking}"')
+            need = "Run" if i == 0 else "No notebook here needs it; to have it, run"
+            lines.append(f'  {lacking.name}: {state}. {need}: {sys.executable} -m pip install "{lacking}"')
     return lines
 
 

@@ -479,7 +479,10 @@ def compare(results):
     Raises ValueError when there are no results, or their histories lack something.
     """
     if isinstance(results, dict) and not results:
-        raise ValueError("results: there are none; run the notebooks 03, 04 and 05 first.")
+        raise ValueError(
+            "results: there are none; run the notebooks 03, 04 and 05 first. On Colab and Kaggle each "
+            "notebook is a machine of its own: README says how the next one finds the runs."
+        )
     check_dict("results", results, "what load_results returned")
     for name, result in results.items():
         check_kind(f"results[{name!r}]", result, Result, "result of a run", "what load_results returned")
@@ -490,7 +493,8 @@ def compare(results):
         config, metrics, history = result.config, result.metrics, result.history
         best = history.loc[history.val_loss.idxmin()]
         network = config["network"]["network"]
-        original = ORIGINAL.get(network, {"accuracy": np.nan, "macro_f1": np.nan})  # none for a network of your own
+        as_there = name.startswith(f"{network}_slides")  # the original knew no other split, and no augmented network
+        original = ORIGINAL[network] if as_there and network in ORIGINAL else {"accuracy": np.nan, "macro_f1": np.nan}
         rows.append(
             {
                 "run": name,

@@ -147,7 +147,10 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
                     output_loading_info=True,
                     **options,
                 )
-                absent = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+                absent = {
+                    *loading["missing_keys"],
+                    *(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]),
+                }
                 if absent := sorted(name for name in absent if not name.startswith("classifier.")):
                     raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
                 processor = transformers.AutoImageProcessor.from_pretrained(name, **options)

@@ -74,6 +74,7 @@ STYLE = {
     **{"axes.titlelocation": "left", "legend.frameon": False, "image.cmap": "gray"},
     **{"svg.fonttype": "none", "svg.hashsalt": "xray"},  # text stays text; the same figure, the same file
     "text.parse_math": False,  # a name with $ is no formula
+    "text.hinting": "none",  # as wide at every resolution: what is laid out once is cut at none
 }
 
 
@@ -804,7 +805,7 @@ def plot_seeds(seeds):
                 values = seeds[seeds.network.eq(network) & seeds.protocol.eq(protocol)].accuracy
                 if values.empty:
                     continue
-                colour, y = _colour_of(network), np.full(len(values), i + offset)
+                colour, y = _colour_of(network), i + offset + 0.3 * (_beside(0, values))
                 axis.plot(values, y, marker, color=colour, mfc=colour if protocol == "grouped" else "white", alpha=0.8)
                 if len(values) > 1:
                     axis.vlines(values.mean(), i + offset - 0.12, i + offset + 0.12, color="black", linewidth=2)
