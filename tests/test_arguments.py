@@ -660,9 +660,9 @@ def test_results_of_other_images_are_refused(things, tmp_path):
 
 def test_beside_the_original_says_that_the_images_are_others(capsys):
     xu.beside_original(PREDICTIONS, "vit")
-    assert "Not the same test images: 60 ones here, 180 in the original." in capsys.readouterr().out
+    assert "Not the same test images: 60 here, 180 in the original." in capsys.readouterr().out
     xu.beside_original(PREDICTIONS.assign(source="synthetic"), "resnet18")
-    assert "60 SYNTHETIC ones here, 360 in the original." in capsys.readouterr().out
+    assert "60 SYNTHETIC here, 360 in the original." in capsys.readouterr().out
 
 
 def test_a_comparison_shows_which_runs_had_the_same_test_images():

@@ -707,3 +707,15 @@ def test_real_images_are_called_real(tmp_path):
         (tmp_path / label).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / label / "a.png")
     assert xu.describe_images(xu.find_images(tmp_path)) == "2 real images: covid 1, normal 1; 2 groups (patients)."
+
+
+def test_an_archive_that_has_not_wholly_arrived_is_not_taken_for_a_wrong_name(tmp_path, monkeypatch):
+    monkeypatch.delenv("XRAY_DATA")
+    half = tmp_path / "half.zip"
+    with zipfile.ZipFile(half, "w") as archive:
+        archive.writestr("covid/a.png", b"x" * 1000)
+    half.write_bytes(half.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"source: half.zip is no .zip file, or not all of it has arrived. Fetch it"):
+        xu.use_images(half)
+    with pytest.raises(ValueError, match="is no folder, no .zip file and no known set"):
+        xu.use_images(tmp_path / "missing.zip")

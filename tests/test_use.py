@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
+from matplotlib.text import Text
 from PIL import Image
 from test_arguments import HISTORY, PREDICTIONS, make_images
 
@@ -292,3 +293,13 @@ def test_what_is_no_export_is_not_replaced(run, tmp_path):
         with pytest.raises(FileExistsError, match="something else than an export"):
             xu.export_model(run, tmp_path / folder)
     assert (tmp_path / "thesis" / "README.md").read_text() == "mine"
+
+
+def test_an_answer_of_a_network_that_saw_drawings_says_so():
+    probabilities = pd.Series({"covid": 0.9, "normal": 0.05, "virus": 0.05})
+    answers = [
+        use.Answer(probabilities, np.zeros((8, 8, 3), np.uint8), None, run)
+        for run in ("vit_grouped", "vit_grouped_sample")
+    ]
+    assert ["drawings" in str(answer) for answer in answers] == [False, True]
+    assert "drawings" in " ".join(text.get_text() for text in xu.plot_answer(answers[1]).findobj(Text))

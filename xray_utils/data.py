@@ -619,7 +619,9 @@ def _images_of(source):
     if source not in SOURCES and path.is_dir():
         find_images(path)
         return path.resolve(), ""
-    if source not in SOURCES and not zipfile.is_zipfile(path):
+    if source not in SOURCES and path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"source: {path.name} is no .zip file, or not all of it has arrived. Fetch it again.")
+    if source not in SOURCES and not path.is_file():
         raise ValueError(
             f"source: {str(source)!r} is no folder, no .zip file and no known set. Known: {', '.join(SOURCES)}."
         )

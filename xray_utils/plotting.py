@@ -509,7 +509,7 @@ def plot_confusion_matrix(predictions, title="Confusion matrix"):
     columns = min(4, len(tables))
     rows = -(-len(tables) // columns)
     each = {1: 4.3, 2: 3.1}.get(columns, 2.5)  # inches: small, so that the numbers are large
-    words = [fill(name.replace("_", " "), int(6.2 * each), break_long_words=False) for name in tables]
+    words = [fill(name.replace("_", " "), int(7.6 * each), break_long_words=False) for name in tables]
     lines = max(text.count("\n") for text in words)
     with _figure(rows, columns, each * columns, (each + 0.3 + 0.2 * lines) * rows) as (figure, axes):
         for axis in axes.flat[len(tables) :]:

@@ -605,7 +605,12 @@ def load_run(run, model=None):
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
     for file in ("config.json", "history.csv", "best.safetensors"):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"run: {folder.name!r} has no {file}. Train it first: run its notebook.")
+            here = (
+                ", ".join(sorted(path.parent.name for path in outputs_dir("runs").glob("*/best.safetensors"))) or "none"
+            )
+            raise FileNotFoundError(
+                f"run: {folder.name!r} has no {file}. Train it first: run its notebook. Trained here: {here}."
+            )
     config = json.loads((folder / "config.json").read_text())
     if model is None:
         model = build(config["network"], config["input_mean"], config["input_std"])

@@ -6,7 +6,6 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -49,9 +48,14 @@ class Answer:
     where: np.ndarray | None
     run: str
     synthetic: bool = False
-    warning: ClassVar[str] = (
-        "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any picture."
-    )
+
+    @property
+    def warning(self):
+        """That it is no diagnosis, and on what it was trained where that is no X-ray at all."""
+        said = (
+            "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any picture."
+        )
+        return said + (" It was trained on drawings." if SYNTHETIC.search(self.run) else "")
 
     def __str__(self):
         order = self.probabilities.sort_values(ascending=False)
@@ -159,6 +163,7 @@ def image_form(run, files=(), look=where_it_looks):
 
 # ---------------------------------------------------------------- export
 
+SYNTHETIC = re.compile(r"_sample(-\d+)?$")  # the end of the name of a run on the sample
 # Three lines for each, but for imports; tests run them as they stand.
 TRANSFORMERS = """from transformers import pipeline
 
@@ -282,7 +287,7 @@ def _in_transformers(name):
 
 def _card(run):
     config, network = run.config, run.config["network"]["network"]
-    synthetic = re.search(r"_sample(-\d+)?$", run.name)
+    synthetic = SYNTHETIC.search(run.name)
     metrics = "It has not been tested."
     if (run.folder / "metrics.json").is_file():
         numbers = json.loads((run.folder / "metrics.json").read_text())
