@@ -719,3 +719,13 @@ def test_an_archive_that_has_not_wholly_arrived_is_not_taken_for_a_wrong_name(tm
         xu.use_images(half)
     with pytest.raises(ValueError, match="is no folder, no .zip file and no known set"):
         xu.use_images(tmp_path / "missing.zip")
+
+
+def test_the_folder_of_one_class_is_sent_to_the_one_above(tmp_path):
+    (tmp_path / "covid").mkdir()
+    Image.new("L", (64, 64)).save(tmp_path / "covid" / "a.png")
+    with pytest.raises(FileNotFoundError, match="This is the folder of one class: give the one above it."):
+        xu.find_images(tmp_path / "covid")
+    with pytest.raises(FileNotFoundError, match=r"file and label\.$"):
+        (tmp_path / "others").mkdir()
+        xu.find_images(tmp_path / "others")

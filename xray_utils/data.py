@@ -350,6 +350,7 @@ def find_images(folder, least_classes=2):
             f"folder: no images of {', '.join(CLASSES)} in {root.name!r}; found "
             f"{', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}. Expected class folders "
             f"with files {' '.join(EXTENSIONS)}, or a manifest.csv with columns file and label."
+            + (" This is the folder of one class: give the one above it." if root.name in CLASSES else "")
         )
     images = pd.DataFrame(rows).sort_values("file", ignore_index=True)
     found = sorted(images.label.unique())
