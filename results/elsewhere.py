@@ -95,12 +95,13 @@ def controls(home, away, known, there, draws=20, resamples=100):
                     rng = np.random.default_rng(draw)
                     chosen = rng.choice(pool, count, replace=False)
                     asked = places != place
-                    asked[chosen] = False
+                    asked &= ~away.rows.group.isin(away.rows.group.iloc[chosen]).to_numpy()  # their patients are known
                     rows_ = pd.concat([home.rows[train], away.rows.iloc[chosen]])
                     weights = np.r_[np.ones(train.sum()), np.full(count, weight)]
                     features = np.concatenate([known[train], there[chosen]])
-                    answers = probe(features, rows_, there[asked], away.rows[asked], weights)
-                    at_home = probe(features, rows_, known[test], home.rows[test], weights)
+                    both = np.concatenate([there[asked], known[test]])
+                    answers = probe(features, rows_, both, pd.concat([away.rows[asked], home.rows[test]]), weights)
+                    answers, at_home = answers.iloc[: asked.sum()], answers.iloc[asked.sum() :]
                     found["covid recall at home"].extend(share_of_covid(at_home, "covid"))
                     found["normals called covid"].extend(share_of_covid(answers, "normal"))
                     found["AUC"].extend(covid_or_normal(answers))
