@@ -1,14 +1,17 @@
 """Copy what the real runs gave from outputs/runs to results/runs: tables and curves, no image of any patient.
 
 Run it after the notebooks: `.venv/bin/python results/collect.py`; with `tables` behind it, it copies nothing and makes
-the comparison, the calibration and the figures again from what is here; with `leak`, it counts who is on both sides of
-a split; with `elsewhere`, it asks the runs under "grouped" whose weights are here about the images of XRAY_EXTERNAL.
+the metrics, the comparison, the calibration and the figures again from the answers that are here; with `leak`, it
+counts who is on both sides of a split; with `elsewhere`, it asks the runs under "grouped" whose weights are here about
+the images of XRAY_EXTERNAL.
 """
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import xray_utils as xu
@@ -49,7 +52,11 @@ def collect():
 
 
 def tables():
-    """Write comparison.csv and .png, tables/calibration.csv, and calibration.png of the runs in `runs/`."""
+    """Write metrics.json of each run in `runs/`, comparison.csv and .png, tables/calibration.csv and the figures."""
+    for path in sorted((HERE / "runs").glob("*/metrics.json")):
+        with whole_file(path) as part:
+            metrics = xu.compute_metrics(pd.read_csv(path.with_name("predictions.csv")))
+            part.write_text(json.dumps(metrics, indent=1))
     results = xu.load_results(NAMES, HERE / "runs")
     table = xu.compare(results)
     put(HERE / "comparison.csv", table)
@@ -75,8 +82,20 @@ def tables():
     print(calibration.round(3).to_string())
     home, away = results["baseline_cnn_grouped"].predictions, HERE / "runs" / "baseline_cnn_grouped" / "elsewhere.csv"
     put(HERE / "home_and_away.png", xu.plot_home_and_away(home, pd.read_csv(away)))
+    put(HERE / "risk_coverage.png", risk_coverage("baseline_cnn_grouped"))
     every = pd.read_csv(HERE / "tables" / "all_experiments_grouped.csv", index_col=0)
     put(HERE / "all_experiments.png", xu.plot_experiments(every))
+
+
+def risk_coverage(name):
+    """The figure of notebook 7: which answers of a run go first; the threshold refuses a tenth of validation."""
+    ill = pd.read_csv(HERE / "tables" / "ill_scores.csv").set_index(["side", "file"]).ill
+    files = {"val": "validation.csv", "home": "predictions.csv", "elsewhere": "elsewhere.csv"}
+    answers = {side: pd.read_csv(HERE / "runs" / name / file) for side, file in files.items()}
+    doubt = {side: xu.doubts(table, ill[side].reindex(table.file)) for side, table in answers.items()}
+    threshold = np.quantile(doubt.pop("val"), 0.9, method="higher")
+    answers.pop("val")
+    return xu.plot_risk_coverage(answers, doubt, threshold)
 
 
 def elsewhere():

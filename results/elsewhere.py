@@ -52,17 +52,27 @@ def area(table, illness):
     return xu.with_interval(xu.compute_metrics(xu.against_normal(table, illness)), "auc_covid")
 
 
+def answers(name, data, away, *sides):
+    """The answers of a network to `sides`: the committed ones, else those of the run that is here; or None."""
+    files = {"val": "validation.csv", "test": "predictions.csv", "elsewhere": "elsewhere.csv"}
+    files = [TABLES.parent / "runs" / f"{name}_grouped" / files[side] for side in sides]
+    if all(path.is_file() for path in files):
+        return [pd.read_csv(path) for path in files]
+    try:
+        model = xu.load_run(f"{name}_{data.name}").model
+    except FileNotFoundError as error:
+        print(error, "Its row is left as it was.")
+        return None
+    return [xu.predict(model, away if side == "elsewhere" else getattr(data, side)) for side in sides]
+
+
 def areas(data, away, probes, scores):
     """Every network and every question that was tried: AUC covid against normal at home (test images) and away."""
     rows = []
     tables = dict(probes)
     for name in (*xu.NOTEBOOKS, "baseline_cnn_shared_sources", "vit_shared_sources"):
-        try:
-            model = xu.load_run(f"{name}_{data.name}").model
-        except FileNotFoundError as error:
-            print(error)
-            continue
-        tables[name] = xu.predict(model, data.test), xu.predict(model, away)
+        found = answers(name, data, away, "test", "elsewhere")
+        tables |= {name: found} if found else {}
     for name, (home, there) in tables.items():
         shared = "shared" in name  # trained without covid: it can only be asked for pneumonia
         for question, illness in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
@@ -115,7 +125,7 @@ def controls(home, away, known, there, draws=20, resamples=100):
                     row[key] = f"{np.mean(values):.3f}" if np.isfinite(values).all() else ""
                     if row[key] and key in resampled:
                         low, high = np.nanquantile(resampled[key], [0.025, 0.975])
-                        row[key] += f" [{low:.3f}, {high:.3f}]"
+                        row[key] += f" [{low:.3f}, {high:.3f}]" if high > low else ""
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -157,14 +167,21 @@ def refusals(data, home, away, known, there, probes):
            for name, asked in (("val", known[val]), ("test", known[test]), ("away", there))}  # fmt: skip
     tables = {"ViT, fixed features": (probe(known[train], home.rows[train], known[val], home.rows[val]), *probes)}
     order = home.rows.file.reset_index(drop=True)
+    orders = {"val": order[val], "test": order[test], "elsewhere": away.rows.file}
     for name in xu.NOTEBOOKS:
-        try:
-            model = xu.load_run(f"{name}_{data.name}").model
-        except FileNotFoundError:
-            continue
-        val_answers = xu.predict(model, data.val).set_index("file").reindex(order[val]).reset_index()
-        test_answers = xu.predict(model, data.test).set_index("file").reindex(order[test]).reset_index()
-        tables[name] = val_answers, test_answers, xu.predict(model, away)
+        found = answers(name, data, away, *orders)
+        if found:
+            ordered = zip(found, orders.values(), strict=True)
+            tables[name] = [table.set_index("file").reindex(files).reset_index() for table, files in ordered]
+    scores = zip(orders.items(), ill.values(), strict=True)
+    scores = pd.concat(
+        [
+            pd.DataFrame({"side": side.replace("test", "home"), "file": files, "ill": score})
+            for (side, files), score in scores
+        ]
+    )
+    with whole_file(TABLES / "ill_scores.csv") as path:  # for the figure of risk against coverage
+        scores.round(4).to_csv(path, index=False)
     rows = []
     for name, (on_val, on_test, on_away) in tables.items():
         threshold = np.quantile(xu.doubts(on_val, ill["val"]), 0.9, method="higher")
@@ -232,7 +249,12 @@ def main():
         "seeds": lambda: seeds(home, known, mirrored),
     }
     for name in sys.argv[1:] or tables:
-        table = tables[name]()
+        table, keys = tables[name](), ["network", "asked", "seed", "protocol"]
+        before = pd.read_csv(TABLES / f"{name}.csv") if (TABLES / f"{name}.csv").is_file() else table[:0]
+        if keys := [key for key in keys if key in table and key in before]:  # what cannot be asked again stays
+            asked = set(table[keys].itertuples(index=False, name=None))
+            stays = [row not in asked for row in before[keys].itertuples(index=False, name=None)]
+            table = pd.concat([table, before[stays]], ignore_index=True)
         with whole_file(TABLES / f"{name}.csv") as path:
             table.to_csv(path, index=False)
         print(f"\n{name}\n{table.to_string(index=False)}", flush=True)

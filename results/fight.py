@@ -41,11 +41,6 @@ def as_it_is(pixels):
     return pixels
 
 
-def lung_box_equalised(pixels):
-    """The box of the lungs in standardised intensity."""
-    return xu.equalise(xu.crop_lungs(pixels))
-
-
 def lungs_equalised(pixels):
     """The lungs alone, on black, in the box around them, standardised."""
     masks = xu.lung_fields(pixels).masks[..., None]
@@ -57,8 +52,8 @@ RECIPES = {  # name: what is done to every picture, and how training pictures ar
     "mild augmentation": (as_it_is, "mild"),
     "strong augmentation": (as_it_is, "strong"),
     "equalised": (xu.equalise, "mild"),
-    "lung box, equalised": (lung_box_equalised, "mild"),
-    "lung box, equalised, strong": (lung_box_equalised, "strong"),
+    "lung box, equalised": (xu.lung_box, "mild"),
+    "lung box, equalised, strong": (xu.lung_box, "strong"),
     "only the lungs, equalised": (lungs_equalised, "mild"),
     "equal weight for each source": (as_it_is, "mild"),
     "strong augmentation, 224 px": (as_it_is, "strong"),

@@ -559,6 +559,7 @@ WRONG = {
         ("pixels", "(0, 8, 8, 3)", "at least one", lambda t: xu.lung_fields(np.ones((0, 8, 8, 3), np.uint8))),
     ],
     "equalise": [("pixels", "list", "uint8 [B, H, W, 3]", lambda t: xu.equalise([[0]]))],
+    "lung_box": [("pixels", "list", "uint8 [B, H, W, 3]", lambda t: xu.lung_box([[0]]))],
     "crop_lungs": [
         ("pixels", "list", "uint8 [B, H, W, 3]", lambda t: xu.crop_lungs([[0]])),
         *[

@@ -150,6 +150,7 @@ GOOD = {  # of each function, all its arguments
     "sanity_check": lambda t: dict(model=t.model, split=t.side, seed=0, batch_size=8),
     "equalise": lambda t: dict(pixels=np.zeros((1, 8, 8, 3), np.uint8)),
     "crop_lungs": lambda t: dict(pixels=np.zeros((1, 8, 8, 3), np.uint8), margin=0.05),
+    "lung_box": lambda t: dict(pixels=np.zeros((1, 8, 8, 3), np.uint8)),
     "lung_fields": lambda t: dict(pixels=np.zeros((1, 8, 8, 3), np.uint8)),
     "share_in_lungs": lambda t: dict(maps=np.ones((1, 4, 4)), masks=np.ones((1, 4, 4), bool)),
 }  # fmt: skip

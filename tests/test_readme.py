@@ -211,7 +211,9 @@ def test_the_readme_takes_ten_minutes():
 
 def test_what_was_broken_on_purpose_is_what_was_measured():
     found = {part: one["figures"] for part, one in json.loads((ROOT / "results/reliability.json").read_text()).items()}
-    fits, covered = found["soak"]["fits"], found["bootstrap"]["covered"].values()
+    fits, covered = found["soak"]["fits"], found["bootstrap"]["made"]
+    both = [[100 * share for one in covered for name, share in one[key].items() if name != "sure_but_wrong"]
+            for key in ("covered", "covered_by_percentiles")]  # fmt: skip
     text = " ".join(text_of("README.md").split())
     for words in (
         f"{found['kills']['kills']} kills of a training or a preparation",
@@ -221,12 +223,27 @@ def test_what_was_broken_on_purpose_is_what_was_measured():
         f"{fits['fits']} trainings in a row: {fits['memory_mib_after_warm_up']:.0f} MiB of memory after the "
         f"warm-up and {fits['memory_mib_at_the_end']:.0f} at the end, "
         f"{fits['open_files_at_the_end']} open files throughout",
-        f"In {found['bootstrap']['sets']:,} made test sets the 95 % intervals hold the truth in "
-        f"{100 * min(covered):.1f} to {100 * max(covered):.1f} % of cases ({found['bootstrap']['images']} images each)",
+        f"The 95 % intervals hold the truth in {min(both[0]):.0f} to {max(both[0]):.0f} % of made test sets "
+        f"({found['bootstrap']['sets']:,} of each of {len(covered)} kinds); plain bootstrap percentiles in "
+        f"{min(both[1]):.0f} to {max(both[1]):.0f} %",
     ):
         assert words in text
     assert fits["open_files_after_warm_up"] == fits["open_files_at_the_end"]
     assert found["soak"]["suite"]["rounds_passed"] == 10
+
+
+def test_the_table_of_results_is_that_of_the_committed_runs():
+    table = pd.read_csv(ROOT / "results" / "comparison.csv", index_col=0)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text_of("README.md").splitlines()
+            if re.match(r"\| (Baseline CNN|ResNet18|ResNet18, augmented|ViT, fine-tuned) \|", line)]  # fmt: skip
+    assert len(rows) == len(xu.evaluation.NOTEBOOKS)
+    for model, (_, parameters, slides, n, original, grouped, m) in zip(xu.evaluation.NOTEBOOKS, rows, strict=True):
+        for protocol, accuracy, images in (("slides", slides, n), ("grouped", grouped, m)):
+            run = table.loc[f"{model}_{protocol}"]
+            assert (accuracy, int(images)) == (run["accuracy 95 %"], run.test)
+            assert parameters == f"{run.parameters:,}"
+        run = table.loc[f"{model}_slides"]
+        assert original == ("" if pd.isna(run["original accuracy"]) else f"{run['original accuracy']:.2f}")
 
 
 def test_the_shares_on_both_sides_are_those_that_were_counted():

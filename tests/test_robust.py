@@ -7,7 +7,7 @@ import torch
 from test_training import make_data
 
 import xray_utils as xu
-from xray_utils import robust
+from xray_utils import phantoms, robust
 from xray_utils.lungs import LungFields
 
 
@@ -57,6 +57,13 @@ def test_the_box_of_the_lungs_fills_the_picture(monkeypatch):
     wide = xu.crop_lungs(pixels, margin=0.1)[0]  # 4 pixels of 28 and 32 around
     assert (wide[20, 20] == 50).all() and (wide[0] == 200).all() and (wide[:, 0] == 200).all()
     assert 0.45 < (wide == 50).mean() < 0.54  # 20 * 24 of 28 * 32 = 0.54, less of soft edges
+
+
+def test_the_recipe_of_one_line_cuts_and_then_equalises():
+    pixels = np.stack([phantoms.draw_phantom("normal", seed, (96, 96))[0] for seed in (1, 2)])
+    pixels = pixels if pixels.ndim == 4 else pixels[..., None].repeat(3, axis=-1)
+    seen = xu.lung_box(pixels)
+    assert (seen == xu.equalise(xu.crop_lungs(pixels))).all() and not (seen == xu.equalise(pixels)).all()
 
 
 def test_only_the_odds_of_the_two_classes_count():

@@ -11,11 +11,11 @@ from sklearn import metrics as sk
 from test_evaluation import make_predictions
 
 import xray_utils as xu
-from xray_utils.evaluation import _auc, reliability
+from xray_utils.evaluation import _auc, numbers_of, reliability
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "reliability"))
 import bootstrap
-from bootstrap import intervals, made
+from bootstrap import made
 
 CLASSES = list(xu.CLASSES)
 COLUMNS = [f"p_{name}" for name in CLASSES]
@@ -44,25 +44,55 @@ def test_every_number_is_that_of_sklearn():
 
 def test_intervals_of_independent_images_are_those_of_scipy():
     table = make_predictions(n=200, accuracy=0.8, seed=1)
-    right = (table.label == table.predicted).to_numpy(float)
-    wanted = stats.bootstrap((right,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
-    assert xu.compute_metrics(table)["accuracy_interval"] == pytest.approx(wanted, abs=0.008)
+    right = int((table.label == table.predicted).sum())
+    wanted = stats.binomtest(right, 200).proportion_ci(method="wilson")
+    assert xu.compute_metrics(table)["accuracy_interval"] == pytest.approx(wanted, abs=0.004)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_share_of_none_or_all_has_the_interval_of_its_groups(right):
+    table = make_predictions(n=90).assign(group=np.arange(90) // 3)
+    other = table.label.map({"covid": "virus", "virus": "covid", "normal": "covid"})
+    table["predicted"] = table.label if right else other
+    table[COLUMNS] = np.array([table.predicted == name for name in CLASSES]).T * 0.8
+    metrics = xu.compute_metrics(table, resamples=200)
+    t = stats.t.ppf(0.975, 29)
+    edge = t**2 / (30 + t**2)  # Wilson's bound for 0 of 30, with Student's t for the normal quantile
+    assert metrics["accuracy_interval"] == pytest.approx([1 - edge, 1] if right else [0, edge])
+    exact = 1 - 0.025 ** (1 / 30)
+    assert edge == pytest.approx(exact, abs=0.02), "Clopper and Pearson's of 30 patients"
+    for name in CLASSES if right else ():
+        groups = table[table.label == name].group.nunique(), table[table.label != name].group.nunique()
+        for key, n in (("recall", groups[0]), ("auc", min(groups))):
+            t = stats.t.ppf(0.975, n - 1)
+            assert metrics[f"{key}_{name}"] == 1
+            assert metrics[f"{key}_{name}_interval"] == pytest.approx([n / (n + t**2), 1])
+    assert metrics["sure_but_wrong_interval"][0] == 0 < metrics["sure_but_wrong_interval"][1]
+
+
+def test_one_group_gives_no_interval():
+    metrics = xu.compute_metrics(make_predictions(n=30).assign(group="a"), resamples=50)
+    assert 0 < metrics["accuracy"] < 1 and metrics["accuracy_interval"] is None
 
 
 def test_intervals_cover_the_truth_where_errors_are_clustered():
-    """Every number in fewer sets; `python tests/reliability --only bootstrap` makes 2,000."""
-    covered = bootstrap.run(sets=100, images=240, resamples=200)["covered"]
-    assert {"accuracy", "balanced_accuracy", "macro_f1", "recall_covid", "auc_virus"} <= set(covered)
-    assert all(0.86 <= share <= 1 for share in covered.values()), covered
+    """Every number in fewer sets; `python tests/reliability --only bootstrap` makes 2,000 of each kind."""
+    for images, accuracy, per_group in ((240, 0.85, 2), (180, 0.96, 1), (60, 0.9, 1)):
+        covered = bootstrap.covered(images, accuracy, per_group, sets=60, resamples=200)
+        assert {"accuracy", "balanced_accuracy", "macro_f1", "recall_covid", "auc_virus"} <= set(covered)
+        covered["difference"] = bootstrap.difference_covered(images, accuracy, per_group, sets=60, resamples=200)
+        assert all(0.85 <= share <= 1 for share in covered.values()), covered  # 60 sets leave 3 points
+    for case in bootstrap.AREAS[::3]:
+        assert bootstrap.area_covered(*case, sets=100, resamples=200)["covered"] >= 0.9
     rng, n, held, naive = np.random.default_rng(5), 300, 0, 0
     for seed in range(n):
         table = made(360, 0.85, rng, images_per_group=3).drop(columns=COLUMNS)
-        low, high = intervals(table, seed, resamples=200)["accuracy"]
+        low, high = numbers_of(table, 200, seed)["accuracy"][1]
         held += low <= 0.85 <= high
-        low, high = intervals(table.assign(group=table.file), seed, resamples=200)["accuracy"]
+        low, high = numbers_of(table.assign(group=table.file), 200, seed)["accuracy"][1]
         naive += low <= 0.85 <= high
     assert 0.92 <= held / n <= 0.98  # 300 sets leave 2.5 points; the command above has 2,000
-    assert naive / n < 0.88  # drawing images instead of patients promises too much
+    assert naive / n < 0.9  # drawing images instead of patients promises too much
 
 
 def test_sure_but_wrong_by_hand():
@@ -106,8 +136,11 @@ class TestTwo:
         assert set(result) == {"difference", "difference_interval"}, "McNemar's test is one of accuracy"
         none = xu.compare_two(self.first.query("label != 'virus'"), self.second, "recall_virus")
         assert none == {"difference": None, "difference_interval": None}
-        same = xu.compare_two(self.first, self.first, "auc_covid")  # drawn for both at once: no width
-        assert (same["difference"], same["difference_interval"]) == (0, [0, 0])
+        same = xu.compare_two(self.first, self.first, "auc_covid")  # drawn for both at once: no spread
+        covid = self.first[self.first.label == "covid"].group.nunique()
+        t = stats.t.ppf(0.975, covid - 1)
+        assert same["difference"] == 0
+        assert same["difference_interval"] == pytest.approx([-(t**2) / (covid + t**2), t**2 / (covid + t**2)])
 
     def test_every_pair_has_a_row(self):
         table = xu.compare_pairs({"a": self.first, "b": self.second, "c": self.first[:60]})
@@ -127,7 +160,9 @@ class TestTwo:
 
     def test_with_itself(self):
         result = xu.compare_two(self.first, self.first)
-        assert result == {"difference": 0, "difference_interval": [0, 0], "only_first": 0, "only_second": 0, "p": 1}
+        low, high = result.pop("difference_interval")
+        assert result == {"difference": 0, "only_first": 0, "only_second": 0, "p": 1}
+        assert -low == high == pytest.approx(1 - 0.025 ** (1 / 120), abs=0.005), "none of 120 images differs: exact"
 
     def test_other_images_give_an_interval_but_no_mcnemar(self):
         result = xu.compare_two(self.first, self.second[60:])

@@ -31,7 +31,7 @@ _MODULES = {
         plot_sizes plot_split save_figure
     """,
     "robust": """
-        against_normal covid_area crop_lungs doubts equalise features ill_scores refuse risk_coverage
+        against_normal covid_area crop_lungs doubts equalise features ill_scores lung_box refuse risk_coverage
         shared_sources within_sources
     """,
     "training": "check_environment estimate_time fit load_run predict",

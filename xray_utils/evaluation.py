@@ -111,29 +111,48 @@ def compute_metrics(predictions, resamples=2000, seed=0):
     """Accuracy, balanced accuracy, macro F1, recall and one-vs-rest AUC of each class, with 95 % intervals, as a dict.
 
     `sure_but_wrong` is the share of images that get a wrong answer with a probability above 0.9.
-    Each number `x` has `x_interval`, a percentile bootstrap over groups (patients), since images of one patient are
-    not independent (Efron & Tibshirani 1993, chapter 13; Field & Welsh 2007 for resampling whole clusters). A number
-    that the images cannot give (the recall of a class that is absent) is None. Where no image (or every one) is wrong
-    the interval has no width; with n groups up to 3 / n may still be wrong (rule of three). `classes`: see `report`.
+    Each number `x` has `x_interval`: Wilson's interval (1927) for the effective number of images (Kish 1965), that is
+    with the spread of a bootstrap over groups (patients; Field & Welsh 2007), since images of one patient are not
+    independent, and Student's t for the number of groups (Dean & Pagano 2015; for F1 and AUC it is an analogy, tried by
+    simulation: `tests/reliability/bootstrap.py`). A number that the images cannot give (the recall of a class that is
+    absent) is None, and so is an interval from a single group. `classes`: see `report`.
     """
     check_whole("resamples", resamples, 1)
     check_whole("seed", seed)
     table = report(predictions)
-    values = {name: value[0] for name, value in _statistics(predictions, np.ones((1, len(predictions)))).items()}
-    group = _groups(predictions)
-    drawn = [_statistics(predictions, weights[:, group]) for weights in _draws(group.max() + 1, resamples, seed)]
-    metrics = {"images": len(predictions), "groups": int(group.max() + 1)}
-    for name, value in values.items():
-        metrics[name] = None if np.isnan(value) else float(value)
-        metrics[f"{name}_interval"] = _interval(np.concatenate([part[name] for part in drawn]))
+    metrics = {"images": len(predictions), "groups": int(_groups(predictions).max() + 1)}
+    for name, (value, interval) in numbers_of(predictions, resamples, seed).items():
+        metrics |= {name: value, f"{name}_interval": interval}
     return metrics | {"classes": table.loc[list(CLASSES), ["precision", "recall", "f1", "images"]].to_dict("index")}
 
 
-def mean_with_groups(table, groups, resamples=2000, seed=0):
-    """The mean of each column with its 95 % interval over groups, as a dict for `with_interval`; see `compute_metrics`.
+def numbers_of(predictions, resamples=2000, seed=0):
+    """Every number of `compute_metrics` and its interval, `{name: (value, [low, high])}`."""
+    group, groups = _groups(predictions), _groups_behind(predictions)
+    drawn = [_statistics(predictions, weights[:, group]) for weights in _draws(group.max() + 1, resamples, seed)]
+    numbers = {}
+    for name, (value,) in _statistics(predictions, np.ones((1, len(predictions)))).items():
+        interval = _wilson(value, np.concatenate([part[name] for part in drawn]), groups[name], len(predictions))
+        numbers[name] = (None, None) if np.isnan(value) else (float(value), interval)
+    return numbers
 
-    groups: one an image, as `data.test.rows.group`. Rows with a number missing are left out; `images` says how many
-    are left. Raises ValueError when none is.
+
+def _groups_behind(predictions):
+    """On how many groups each number of `compute_metrics` rests, at least."""
+    group, label = _groups(predictions), predictions.label.to_numpy()
+    of = {name: len(set(group[label == name])) for name in CLASSES}
+    behind = dict.fromkeys(("accuracy", "sure_but_wrong"), int(group.max() + 1))
+    behind |= dict.fromkeys(("balanced_accuracy", "macro_f1"), min(filter(None, of.values())))
+    behind |= {f"recall_{name}": n for name, n in of.items()}
+    return behind | {f"auc_{name}": min(n, len(set(group[label != name]))) for name, n in of.items()}
+
+
+def mean_with_groups(table, groups, resamples=2000, seed=0):
+    """The mean of each column with its 95 % interval over groups, as a dict for `with_interval`.
+
+    groups: one an image, as `data.test.rows.group`. The interval is a percentile bootstrap over them (Efron &
+    Tibshirani 1993, chapter 13); of a column of True and False, a share, that of `compute_metrics`. Rows with a number
+    missing are left out; `images` says how many are left. Raises ValueError when none is.
     """
     check_table("table", table, [], "share_in_lungs, say")
     check_array("table", table, (len(table), None), "one of finite numbers, or empty cells", lambda x: ~np.isinf(x))
@@ -148,9 +167,12 @@ def mean_with_groups(table, groups, resamples=2000, seed=0):
     values, group = table.to_numpy(float)[good], pd.Series(np.asarray(groups)[good]).factorize()[0]
     drawn = [w[:, group] @ values / w[:, group].sum(axis=1)[:, None] for w in _draws(group.max() + 1, resamples, seed)]
     result = {"images": int(good.sum()), "groups": int(group.max() + 1)}
-    for i, column in enumerate(table):
-        result[column] = float(values[:, i].mean())
-        result[f"{column}_interval"] = _interval(np.concatenate(drawn)[:, i])
+    for column, value, spread in zip(table, values.mean(axis=0), np.concatenate(drawn).T, strict=True):
+        share = pd.api.types.is_bool_dtype(table[column])
+        result[column] = float(value)
+        result[f"{column}_interval"] = (
+            _wilson(value, spread, result["groups"], len(values)) if share else _middle(spread)
+        )
     return result
 
 
@@ -165,11 +187,37 @@ def _draws(groups, resamples, seed, chunk=100):
         yield rng.multinomial(groups, equal, min(chunk, resamples - start))
 
 
-def _interval(values, level=0.95):
+def _middle(values, level=0.95):
     """The middle 95 % of bootstrap values as [low, high]; None where a resample can lack what is counted."""
     if np.isnan(values).mean() > 0.05:
         return None
     return np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def _wilson(value, drawn, groups, images, level=0.95):
+    """Wilson's interval of a share, [low, high], for as many images as would spread as its bootstrap values `drawn`.
+
+    groups: how many the share rests on. A share of 0 or 1 has no spread: then each group counts as one image.
+    """
+    if np.isnan(drawn).mean() > 0.05 or groups < 2:
+        return None
+    variance = np.nanvar(drawn) * groups / (groups - 1)  # a bootstrap over few groups spreads too little
+    n = min(images, value * (1 - value) / variance) if variance and 0 < value < 1 else groups
+    t = scipy.stats.t.ppf((1 + level) / 2, groups - 1)
+    centre, half = value + t**2 / 2 / n, t * np.sqrt(value * (1 - value) / n + t**2 / 4 / n**2)
+    return (np.clip([centre - half, centre + half] / (1 + t**2 / n), 0, 1)).tolist()
+
+
+def _difference_interval(value, drawn, groups, level=0.95):
+    """Student's interval of a difference, [low, high], with the spread of its bootstrap values `drawn`.
+
+    Where both answer alike there is no spread; then it is that of a share of 0 or 1, on both sides.
+    """
+    if np.isnan(drawn).mean() > 0.05 or groups < 2:
+        return None
+    t, deviation = scipy.stats.t.ppf((1 + level) / 2, groups - 1), np.nanstd(drawn) * np.sqrt(groups / (groups - 1))
+    half = float(t * deviation if deviation else t**2 / (groups + t**2))
+    return [max(-1.0, value - half), min(1.0, value + half)]
 
 
 def _statistics(predictions, weights):
@@ -210,10 +258,11 @@ def _auc(scores, positive, weights):
 def compare_two(first, second, statistic="accuracy", resamples=2000, seed=0):
     """How much more accurate `second` is than `first`: `difference`, with a 95 % interval over groups, as a dict.
 
-    Groups are drawn for both tables at once, so that what they share counts as paired; one name is one patient in
-    both. Of accuracy, where both answer the same images, there is an exact McNemar test too (McNemar 1947):
-    `only_first`, `only_second` right, and its `p`. statistic: the number whose difference is asked for, any of
-    `compute_metrics` with an interval ("auc_covid", say); None where the images cannot give it.
+    Groups are drawn for both tables at once (bootstrap), so that what they share counts as paired; one name is one
+    patient in both. The interval is Student's, with the spread of these draws. Of accuracy, where both answer the same
+    images, there is an exact McNemar test too (McNemar 1947): `only_first`, `only_second` right, and its `p`.
+    statistic: the number whose difference is asked for, any of `compute_metrics` with an interval ("auc_covid", say);
+    None where the images cannot give it.
     Raises ValueError for a table that `report` would refuse, labels that contradict each other, or an unknown number.
     """
     tables = [first, second]
@@ -239,7 +288,8 @@ def compare_two(first, second, statistic="accuracy", resamples=2000, seed=0):
         drawn.append(two - one)
     difference = float(ones[1][statistic][0] - ones[0][statistic][0])
     result = {"difference": None if np.isnan(difference) else difference}
-    result["difference_interval"] = _interval(np.concatenate(drawn))
+    behind = min(_groups_behind(table)[statistic] for table in tables)
+    result["difference_interval"] = _difference_interval(difference, np.concatenate(drawn), behind)
     if set(keys[0]) == set(keys[1]) and keys[0].is_unique and keys[1].is_unique:
         labels = [table.label.set_axis(key) for table, key in zip(tables, keys, strict=True)]
         if not labels[0].equals(labels[1].reindex(labels[0].index)):

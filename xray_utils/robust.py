@@ -51,6 +51,11 @@ def crop_lungs(pixels, margin=0.05):
     return np.stack(out)
 
 
+def lung_box(pixels):
+    """The box of the lungs in standardised intensity: `crop_lungs`, then `equalise`. For `change_data`."""
+    return equalise(crop_lungs(pixels))
+
+
 def against_normal(predictions, illness="covid"):
     """The covid and normal images of a predictions table, asked for two classes alone: p / (p + p_normal).
 
@@ -188,6 +193,6 @@ def refuse(predictions, doubt, threshold):
     parts = {"answered": (kept, kept >= 0), "covid_answered": (kept, covid), "normal_safe": (safe, normal)}
     result = {"images": len(predictions)}
     for name, (hit, of) in parts.items():
-        share = mean_with_groups(pd.DataFrame({name: hit[of] * 1.0}), groups[of]) if of.any() else {name: None}
+        share = mean_with_groups(pd.DataFrame({name: hit[of]}), groups[of]) if of.any() else {name: None}
         result |= {name: share[name], f"{name}_interval": share.get(f"{name}_interval")}
     return result
