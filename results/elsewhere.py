@@ -47,9 +47,9 @@ def probe(known, rows, asked, asked_rows, weights=None):
     return table.assign(**{f"p_{name}": found[:, i] for i, name in enumerate(model.classes_)})
 
 
-def area(table, illness):
+def area(table, illness, within=False):
     """AUC of covid against normal with its interval, asked for two classes; illness None: by the plain p_covid."""
-    return xu.with_interval(xu.compute_metrics(xu.against_normal(table, illness)), "auc_covid")
+    return xu.with_interval(xu.compute_metrics(xu.against_normal(table, illness, within)), "auc_covid")
 
 
 def answers(name, data, away, *sides):
@@ -78,10 +78,33 @@ def areas(data, away, probes, scores):
         for question, illness in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
             if not shared or illness == "virus":
                 areas_ = {"home": area(home, illness), "elsewhere": area(there, illness)}
+                areas_["one place"] = area(there, illness, within=True)
                 rows.append({"network": name, "asked": question, **areas_})
-    home, there = (xu.with_interval(xu.covid_area(table, score), "auc_covid") for table, score in scores)
-    rows.append({"network": "ViT, fixed features", "asked": "ill : well, within sources",
-                 "home": home, "elsewhere": there})  # fmt: skip
+    inside = xu.within_sources(scores[1][0])
+    scores.append((scores[1][0][inside].reset_index(drop=True), scores[1][1][inside]))
+    found = [xu.with_interval(xu.covid_area(table, score), "auc_covid") for table, score in scores]
+    row = {"network": "ViT, fixed features", "asked": "ill : well, within sources"}
+    rows.append(row | dict(zip(("home", "elsewhere", "one place"), found, strict=True)))
+    return pd.DataFrame(rows)
+
+
+def parts(probes):
+    """What each network whose answers are kept gives elsewhere, by source and by view of the film."""
+    tables = {"ViT, fixed features": probes[1]}
+    for path in sorted((TABLES.parent / "runs").glob("*/elsewhere.csv")):
+        tables[path.parent.name] = pd.read_csv(path)
+    rows = []
+    for name, table in tables.items():
+        cuts = [("all", "", table)]
+        cuts += [(column, str(value).split("/")[0], part) for column in ("source", "view")
+                 for value, part in table.groupby(column)]  # fmt: skip
+        for column, value, part in cuts:
+            metrics, row = xu.compute_metrics(part), {"network": name, "by": column, "part": value}
+            row |= {label: int(part.label.eq(label).sum()) for label in ("covid", "normal")}
+            both = part.label.nunique() > 1
+            row["AUC, p of covid"] = area(part, None) if both else ""
+            row["AUC, covid : normal"] = area(part, "covid") if both else ""
+            rows.append(row | {key: xu.with_interval(metrics, key) for key in ("recall_covid", "recall_normal")})
     return pd.DataFrame(rows)
 
 
@@ -225,7 +248,7 @@ def seeds(home, known, mirrored, count=10):
 
 
 def main():
-    """Write the five tables."""
+    """Write the tables."""
     data = xu.load_data(protocol="grouped", seed=0)
     images = xu.audit_images(xu.find_images(xu.data_dir()))
     away = xu.load_external(xu.external_dir(), images)
@@ -243,6 +266,7 @@ def main():
         "covid_against_normal": lambda: areas(
             data, away, {"ViT, fixed features": probes}, list(zip(probes, ill, strict=True))
         ),
+        "elsewhere_by_part": lambda: parts(probes),
         "adult_controls": lambda: controls(home, away, known, there),
         "sources_left_out": lambda: sources_left_out(home, known),
         "refusals": lambda: refusals(data, home, away, known, there, probes),

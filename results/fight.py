@@ -86,13 +86,18 @@ def side_of(kind, recipe, split):
     return xu.change_split(split, smaller(change, 112) if kind == "resnet18" and "224" not in recipe else change)
 
 
+def run_name(kind, recipe, seed):
+    """The folder of a recipe."""
+    return f"fight_{kind}_{recipe.replace(', ', '_').replace(' ', '_')}_seed{seed}"
+
+
 def train(kind, recipe, data, seed):
     """The run of a recipe, trained or loaded."""
     change, augment = RECIPES[recipe]
     if "source" in recipe:
         data = replace(data, train=equal_sources(data.train, seed))
     data = replace(data, **{side: side_of(kind, recipe, getattr(data, side)) for side in ("train", "val", "test")})
-    name = f"fight_{kind}_{recipe.replace(', ', '_').replace(' ', '_')}_seed{seed}"
+    name = run_name(kind, recipe, seed)
     if kind == "vit":
         return xu.fit(xu.vit(WEIGHTS, seed=seed), data, name, epochs=4, lr=5e-5, optimizer="adamw", weight_decay=0.05,
                       schedule="cosine", warmup=0.1, augment=augment, seed=seed)  # fmt: skip
@@ -210,12 +215,14 @@ def home(data, seeds):
 
 def trained(kind, recipe, seed):
     """True if the run of a recipe is complete."""
-    name = f"fight_{kind}_{recipe.replace(', ', '_').replace(' ', '_')}_seed{seed}"
-    return xu.outputs_dir("runs", name, "finished.json").is_file()
+    return xu.outputs_dir("runs", run_name(kind, recipe, seed), "finished.json").is_file()
 
 
 def elsewhere(data, table):
-    """Every recipe asked once: AUC of covid against normal at home (test images) and in the other hospital."""
+    """Every recipe asked once: AUC of covid against normal at home (test images), elsewhere, and in one place there.
+
+    One place: the sources elsewhere that hold both classes. The answers are kept beside the runs.
+    """
     away = xu.load_external(xu.external_dir(), xu.audit_images(xu.find_images(xu.data_dir())))
     sides, found = {"home": data.test, "elsewhere": away}, {}
     for kind, recipe, seed, _ in table[["network", "recipe", "seed", "chosen"]].itertuples(index=False):
@@ -224,12 +231,19 @@ def elsewhere(data, table):
     chosen = [tuple(row) for row in table[table.chosen][["network", "recipe", "seed"]].itertuples(index=False)]
     for name, keys in {"chosen recipes together": chosen, "all of them together": list(found)}.items():
         found["ensemble", name, ""] = {where: together([found[key][where] for key in keys]) for where in sides}
+    for (kind, recipe, seed), tables in found.items():
+        for where, file in (
+            {"home": "predictions.csv", "elsewhere": "elsewhere.csv"}.items() if kind != "ensemble" else ()
+        ):
+            with whole_file(TABLES.parent / "runs" / run_name(kind, recipe, seed) / file) as path:
+                tables[where].to_csv(path, index=False)
     rows, plain = [], found["resnet18", "mild augmentation", 0]["elsewhere"]
     for (kind, recipe, seed), tables in found.items():
+        tables["one place"] = tables["elsewhere"][xu.within_sources(tables["elsewhere"])]
         row = {"network": kind, "recipe": recipe, "seed": seed, "chosen": (kind, recipe, seed) in chosen}
         row["accuracy at home"] = xu.with_interval(xu.compute_metrics(tables["home"]), "accuracy")
         for question, illness in (("covid : normal", "covid"), ("p of covid", None), ("virus : normal", "virus")):
-            for where in sides:
+            for where in tables:
                 metrics = xu.compute_metrics(xu.against_normal(tables[where], illness))
                 row[f"{question}, {where}"] = xu.with_interval(metrics, "auc_covid")
         two = xu.compare_two(xu.against_normal(plain), xu.against_normal(tables["elsewhere"]), "auc_covid")

@@ -2,7 +2,8 @@
 
 A short training each, so that a machine without a GPU can do it: ResNet18 at 112 px for 15 epochs, otherwise as the
 original (Adam, plateau, no augmentation); the ViT of `XRAY_VIT_WEIGHTS` at 112 px (its position embeddings
-interpolated) for 6 epochs, unmirrored. A run that is there is not repeated, and the table holds those that are:
+interpolated) for 6 epochs, unmirrored. A run that is there is not repeated. It takes its row in the table, and others
+stay:
 
     XRAY_DATA=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/seeds.py resnet18 vit   # --precision fp32 --seeds 0 1
 """
@@ -92,8 +93,10 @@ def main():
             for protocol in options.protocols:
                 for precision in options.precision:
                     train(network, protocol, seed, precision)
-    done = table()
+    done, keys = table(), ["network", "protocol", "precision", "seed"]
     if len(done):
+        if TABLE.is_file():  # rows whose runs are not here stay
+            done = pd.concat([pd.read_csv(TABLE), done]).drop_duplicates(keys, keep="last").sort_values(keys)
         with whole_file(TABLE) as path:
             done.to_csv(path, index=False)
         print(done.to_string(index=False))

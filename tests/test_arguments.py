@@ -483,6 +483,7 @@ WRONG = {
     "against_normal": [
         *predictions_rows(lambda table: xu.against_normal(table)),
         ("illness", "'flu'", "'covid', 'virus'", lambda t: xu.against_normal(PREDICTIONS, "flu")),
+        ("predictions", "'source'", "is missing", lambda t: xu.against_normal(PREDICTIONS, within=True)),
         ("predictions", "'p_virus'", "is missing", lambda t: xu.against_normal(PREDICTIONS.drop(columns="p_virus"))),
     ],
     "within_sources": [

@@ -135,7 +135,7 @@ GOOD = {  # of each function, all its arguments
     "judge": lambda t: dict(experiments=ONE),
     "verdict": lambda t: dict(table=t.judged),
     "load_external": lambda t: dict(folder=t.folder, images=t.images, size=8, near=0.95),
-    "against_normal": lambda t: dict(predictions=P, illness="covid"),
+    "against_normal": lambda t: dict(predictions=P.assign(source="a"), illness="covid", within=False),
     "within_sources": lambda t: dict(rows=t.images),
     "shared_sources": lambda t: dict(data=t.data),
     "features": lambda t: dict(model=t.model, split=t.side, batch_size=8),
@@ -176,6 +176,7 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
     (7,): [  # True
         *[("fit", "class_weights"), ("fit", "augment"), ("vit", "freeze"), ("count_parameters", "trainable")],
         *[("split_images", "mirror"), ("load_data", "mirror"), ("plot_patches", "synthetic")],
+        ("against_normal", "within"),
     ],
     (5,): [("fit", "lr"), ("fit", "weight_decay"), ("apply_temperature", "temperature")],
     (4, 5): [("refuse", "threshold"), ("plot_risk_coverage", "threshold")],

@@ -52,6 +52,22 @@ def test_a_changed_split_is_taken_changed_and_is_other_data(data):
     assert (whole.val.take([1]) == explain.blur(data.val.take([1]))).all() and whole.settings == data.settings
 
 
+@pytest.mark.parametrize("room", [2**30, 0])
+def test_an_image_is_changed_once_where_there_is_room(data, monkeypatch, room):
+    monkeypatch.setattr(explain, "ROOM", room)
+    seen = []
+
+    def smaller(pixels):
+        seen.append(len(pixels))
+        return pixels[:, ::2, ::2]
+
+    changed = xu.change_split(data.test, smaller)
+    for indices in ([2, 0], [0, 1, 2], [1, 1]):
+        assert (changed.take(indices) == data.test.take(indices)[:, ::2, ::2]).all()
+    assert sum(seen) == (3 if room else 7)
+    assert changed.take([]).shape[0] == 0 and changed.fingerprint() == changed.fingerprint()
+
+
 # ---------------------------------------------------------------- guessing
 
 

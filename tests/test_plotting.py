@@ -356,6 +356,20 @@ def test_home_and_away_draws_the_classes_that_are_there_and_claims_what_the_inte
     assert figure.get_suptitle() == "Covid and normal: told apart at home, less so elsewhere"
 
 
+def test_each_source_elsewhere_has_a_picture_and_an_area_of_its_own():
+    home, away = make_predictions(120), make_predictions(120, seed=1).query("label != 'virus'")
+    alone = away.label.eq("normal") & (np.arange(len(away)) % 2 == 0)
+    away = away.assign(source=np.where(alone, "them/papers", "us/hospital"), p_covid=np.where(alone, 1.0, away.p_covid))
+    figure = draw(xu.plot_home_and_away, home, away)
+    ticks = [[label.get_text().split()[0] for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert ticks == [list(xu.CLASSES), ["normal"], ["covid", "normal"]]
+    area = xu.with_interval(xu.compute_metrics(away[~alone]), "auc_covid")
+    titles = [axes.get_title(loc="left").split("\n") for axes in figure.axes]
+    assert titles[1:] == [["elsewhere, them", "normal alone"], ["us", f"AUC {area}"]]
+    figure = draw(xu.plot_home_and_away, home, away[alone])
+    assert figure.get_suptitle() == "Covid and normal: elsewhere one of the two alone"
+
+
 def test_risk_coverage_says_what_refusing_leaves_of_the_error():
     table = make_predictions(10).assign(label="covid", predicted=["covid"] * 6 + ["virus"] * 4)
     doubt = np.arange(10)

@@ -73,6 +73,15 @@ def test_only_the_odds_of_the_two_classes_count():
     assert xu.against_normal(table([[0.2, 0.1, 0.7]]), "virus").p_covid.tolist() == pytest.approx([7 / 8])
 
 
+def test_within_sources_that_hold_both_no_place_is_told_from_another():
+    asked = table([[0.2, 0.8, 0.0], [0.1, 0.9, 0.0], [0.9, 0.1, 0.0]], ["covid", "normal", "normal"])
+    asked = asked.assign(source=["a", "a", "b"])
+    assert xu.against_normal(asked, within=True).p_covid.tolist() == [0.2, 0.1]
+    assert len(xu.against_normal(asked)) == 3
+    with pytest.raises(ValueError, match="no source holds normal and other"):
+        xu.against_normal(asked[1:], within=True)
+
+
 def test_a_source_counts_where_it_holds_normal_and_others():
     rows = pd.DataFrame({"label": ["covid", "normal", "virus", "normal", "virus"], "source": list("abbcd")})
     assert xu.within_sources(rows).tolist() == [False, True, True, False, False]

@@ -70,6 +70,36 @@ def test_a_share_of_none_or_all_has_the_interval_of_its_groups(right):
     assert metrics["sure_but_wrong_interval"][0] == 0 < metrics["sure_but_wrong_interval"][1]
 
 
+def test_rounding_is_no_spread():
+    """Every patient has one of three wrong: what the bootstrap gives differs in the last digit alone."""
+    table = make_predictions(n=90).assign(group=np.arange(90) // 3, label="covid").drop(columns=COLUMNS)
+    table["predicted"] = np.where(np.arange(90) % 3, "covid", "virus")
+    t = stats.t.ppf(0.975, 29)
+    wanted = stats.binomtest(20, 30).proportion_ci(method="wilson")  # as of thirty images
+    assert xu.compute_metrics(table)["accuracy_interval"] == pytest.approx(wanted, abs=0.01)
+    low, high = xu.compare_two(table.assign(predicted="covid"), table)["difference_interval"]
+    assert (low, high) == pytest.approx((-1 / 3 - t**2 / (30 + t**2), -1 / 3 + t**2 / (30 + t**2)))
+
+
+def test_a_recall_rests_on_the_images_of_its_class():
+    table = make_predictions(n=190).drop(columns=COLUMNS)
+    table["label"] = np.where(np.arange(190) < 30, "covid", "normal")
+    table["group"] = np.where(np.arange(190) < 30, np.arange(190) // 3, np.arange(190))
+    table["predicted"] = np.where((table.label == "covid") & (np.arange(190) % 3 == 0), "virus", table.label)
+    low, high = xu.compute_metrics(table)["recall_covid_interval"]
+    assert high - low > 0.3, "ten patients"
+
+
+def test_few_resamples_and_one_group_give_no_interval():
+    table = make_predictions(n=60)
+    assert xu.compute_metrics(table, resamples=1)["accuracy_interval"] is None
+    assert xu.compare_two(table, table, resamples=1)["difference_interval"] is None
+    means = xu.mean_with_groups(pd.DataFrame({"x": [0.2, 0.6]}), ["a", "a"])
+    assert means["x_interval"] is None and xu.with_interval(means, "x") == "0.400 (no interval)"
+    judged = xu.judge({"metadata only": table.assign(group="a"), "only the border": table.assign(group="a")})
+    assert judged.low.isna().all() and xu.verdict(judged).startswith("No shortcut found")
+
+
 def test_one_group_gives_no_interval():
     metrics = xu.compute_metrics(make_predictions(n=30).assign(group="a"), resamples=50)
     assert 0 < metrics["accuracy"] < 1 and metrics["accuracy_interval"] is None

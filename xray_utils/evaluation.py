@@ -115,7 +115,7 @@ def compute_metrics(predictions, resamples=2000, seed=0):
     with the spread of a bootstrap over groups (patients; Field & Welsh 2007), since images of one patient are not
     independent, and Student's t for the number of groups (Dean & Pagano 2015; for F1 and AUC it is an analogy, tried by
     simulation: `tests/reliability/bootstrap.py`). A number that the images cannot give (the recall of a class that is
-    absent) is None, and so is an interval from a single group. `classes`: see `report`.
+    absent) is None, and so is an interval from one group, or from fewer than 20 `resamples`. `classes`: see `report`.
     """
     check_whole("resamples", resamples, 1)
     check_whole("seed", seed)
@@ -128,11 +128,12 @@ def compute_metrics(predictions, resamples=2000, seed=0):
 
 def numbers_of(predictions, resamples=2000, seed=0):
     """Every number of `compute_metrics` and its interval, `{name: (value, [low, high])}`."""
-    group, groups = _groups(predictions), _groups_behind(predictions)
+    group, groups, of = _groups(predictions), _groups_behind(predictions), predictions.label.value_counts()
     drawn = [_statistics(predictions, weights[:, group]) for weights in _draws(group.max() + 1, resamples, seed)]
     numbers = {}
     for name, (value,) in _statistics(predictions, np.ones((1, len(predictions)))).items():
-        interval = _wilson(value, np.concatenate([part[name] for part in drawn]), groups[name], len(predictions))
+        images = of.get(name.removeprefix("recall_"), len(predictions))  # of its class, for a recall
+        interval = _wilson(value, np.concatenate([part[name] for part in drawn]), groups[name], images)
         numbers[name] = (None, None) if np.isnan(value) else (float(value), interval)
     return numbers
 
@@ -171,7 +172,7 @@ def mean_with_groups(table, groups, resamples=2000, seed=0):
         share = pd.api.types.is_bool_dtype(table[column])
         result[column] = float(value)
         result[f"{column}_interval"] = (
-            _wilson(value, spread, result["groups"], len(values)) if share else _middle(spread)
+            _wilson(value, spread, result["groups"], len(values)) if share else _middle(spread, result["groups"])
         )
     return result
 
@@ -187,11 +188,9 @@ def _draws(groups, resamples, seed, chunk=100):
         yield rng.multinomial(groups, equal, min(chunk, resamples - start))
 
 
-def _middle(values, level=0.95):
-    """The middle 95 % of bootstrap values as [low, high]; None where a resample can lack what is counted."""
-    if np.isnan(values).mean() > 0.05:
-        return None
-    return np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+def _middle(values, groups, level=0.95):
+    """The middle 95 % of bootstrap values as [low, high], or None."""
+    return None if _says_nothing(values, groups) else np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
 def _wilson(value, drawn, groups, images, level=0.95):
@@ -199,10 +198,10 @@ def _wilson(value, drawn, groups, images, level=0.95):
 
     groups: how many the share rests on. A share of 0 or 1 has no spread: then each group counts as one image.
     """
-    if np.isnan(drawn).mean() > 0.05 or groups < 2:
+    if _says_nothing(drawn, groups):
         return None
     variance = np.nanvar(drawn) * groups / (groups - 1)  # a bootstrap over few groups spreads too little
-    n = min(images, value * (1 - value) / variance) if variance and 0 < value < 1 else groups
+    n = min(images, value * (1 - value) / variance) if variance > 1e-12 and 0 < value < 1 else groups
     t = scipy.stats.t.ppf((1 + level) / 2, groups - 1)
     centre, half = value + t**2 / 2 / n, t * np.sqrt(value * (1 - value) / n + t**2 / 4 / n**2)
     return (np.clip([centre - half, centre + half] / (1 + t**2 / n), 0, 1)).tolist()
@@ -211,13 +210,18 @@ def _wilson(value, drawn, groups, images, level=0.95):
 def _difference_interval(value, drawn, groups, level=0.95):
     """Student's interval of a difference, [low, high], with the spread of its bootstrap values `drawn`.
 
-    Where both answer alike there is no spread; then it is that of a share of 0 or 1, on both sides.
+    Where both answer alike nothing spreads; then it is that of a share of 0, on both sides.
     """
-    if np.isnan(drawn).mean() > 0.05 or groups < 2:
+    if _says_nothing(drawn, groups):
         return None
     t, deviation = scipy.stats.t.ppf((1 + level) / 2, groups - 1), np.nanstd(drawn) * np.sqrt(groups / (groups - 1))
-    half = float(t * deviation if deviation else t**2 / (groups + t**2))
+    half = float(t * deviation if deviation > 1e-6 else t**2 / (groups + t**2))
     return [max(-1.0, value - half), min(1.0, value + half)]
+
+
+def _says_nothing(drawn, groups):
+    """True where bootstrap values give no interval: too few, often without what is counted, or of a single group."""
+    return len(drawn) < 20 or np.isnan(drawn).mean() > 0.05 or groups < 2
 
 
 def _statistics(predictions, weights):
@@ -576,7 +580,9 @@ def with_interval(metrics, key):
     check_choice("key", key, known)
     if metrics[key] is None:
         return "cannot be said"
-    low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
+    if metrics[f"{key}_interval"] is None:
+        return f"{metrics[key]:.3f} (no interval)"
+    low, high = metrics[f"{key}_interval"]
     return f"{metrics[key]:.3f} [{low:.3f}, {high:.3f}]"
 
 

@@ -595,7 +595,7 @@ def plot_comparison(table):
         axis, lows, highs = axes[0, 0], {}, {}
         reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
         for row, (name, run) in enumerate(table.iterrows()):
-            low, high = (float(v) for v in run["accuracy 95 %"].split("[")[1].rstrip("]").split(","))
+            low, high = [float(v) for v in re.findall(r"[\d.]+", run["accuracy 95 %"])[1:]] or [run.accuracy] * 2
             colour = _colour_of(name)
             lows[name], highs[name] = low, high
             axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
@@ -734,15 +734,26 @@ def plot_experiments(table):
 def plot_home_and_away(internal, external):
     """Probability of covid by true class, at home and elsewhere: predictions tables of the same network.
 
-    A point an image, a box the middle half of a class, a line its median. Classes that are absent have no column.
-    The AUC is that of covid against normal.
+    A point an image, a box the middle half of a class, a line its median. Classes that are absent have no column. Each
+    source of `external` has a picture of its own. The AUC is that of covid against normal, where both are there.
     """
     check_predictions(internal, "internal", PROBABILITIES)
     check_predictions(external, "external", PROBABILITIES)
-    tables = {"at home (test images)": internal, "elsewhere": external}
+    tables = {"at home (test images)": internal}
+    if "source" in external and external.source.nunique() > 1:
+        names = [str(source).split("/")[0] for source in sorted(external.source.unique())]
+        parts = [part for _, part in external.groupby("source")]
+        tables |= dict(zip([f"elsewhere, {names[0]}", *names[1:]], parts, strict=True))
+    else:
+        tables["elsewhere"] = external
     shown = [[name for name in CLASSES if table.label.eq(name).any()] for table in tables.values()]
-    areas = [compute_metrics(table[table.label.isin(["covid", "normal"])]) for table in tables.values()]
-    with _figure(1, 2, 10, 4.2, sharey=True, width_ratios=[len(names) for names in shown]) as (figure, axes):
+    areas = [compute_metrics(table[table.label.isin(["covid", "normal"])])
+             if set(names) > {"covid"} and "normal" in names else None
+             for table, names in zip(tables.values(), shown, strict=True)]  # fmt: skip
+    with _figure(1, len(tables), 10, 4.2, sharey=True, width_ratios=[max(1.2, len(names)) for names in shown]) as (
+        figure,
+        axes,
+    ):
         for axis, (place, table), names, area in zip(axes[0], tables.items(), shown, areas, strict=True):
             for column, name in enumerate(names):
                 shares, colour = table.p_covid[table.label.eq(name)], CLASS_COLOURS[name]
@@ -752,13 +763,17 @@ def plot_home_and_away(internal, external):
                 axis.hlines(middle, column - 0.38, column + 0.38, color="black", lw=3, zorder=3)
             axis.set_xticks(range(len(names)), [f"{name}\n{table.label.eq(name).sum()} images" for name in names])
             axis.set_ylim(-0.03, 1.03)
-            axis.set_title(f"{place}\nAUC {with_interval(area, 'auc_covid')}", fontsize=12)
+            said = f"AUC {with_interval(area, 'auc_covid')}" if area else f"{' and '.join(names)} alone"
+            axis.set_title(f"{place}\n{said}", fontsize=12, loc="left")
         axes[0, 0].set_ylabel("probability of covid")
-        home, away = (area["auc_covid_interval"] or (0, 1) for area in areas)
+        home, *away = ((area or {}).get("auc_covid_interval") or (0, 1) for area in areas)
+        away = [high for (_, high), area in zip(away, areas[1:], strict=True) if area]
         said = (
             "told apart at home, less so elsewhere"
-            if home[0] > away[1]
+            if away and home[0] > max(away)
             else "the intervals of home and elsewhere overlap"
+            if away
+            else "elsewhere one of the two alone"
         )
         figure.suptitle(f"Covid and normal: {said}", fontweight="bold", fontsize=15, x=0.01, ha="left")
         return figure

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from threadpoolctl import threadpool_limits
 
-from .data import Split, check_array, check_choice, check_data, check_number, check_table
+from .data import Split, check_array, check_choice, check_data, check_flag, check_number, check_table
 from .evaluation import PROBABILITIES, check_predictions, compute_metrics, mean_with_groups
 from .lungs import check_pixels, lung_fields
 from .training import batches, check_use, memory_for, to_input
@@ -56,17 +56,22 @@ def lung_box(pixels):
     return equalise(crop_lungs(pixels))
 
 
-def against_normal(predictions, illness="covid"):
+def against_normal(predictions, illness="covid", within=False):
     """The covid and normal images of a predictions table, asked for two classes alone: p / (p + p_normal).
 
     A network of three classes may call a covid image "virus"; for the question "covid or normal?" only the odds of the
     two count (classes compared by pairs: Hand & Till 2001). illness: whose p to take, "covid" or "virus", that is
     pneumonia as such, which the children's hospital of the real set has taught without any covid;
-    None leaves the probabilities as they are.
+    None leaves the probabilities as they are. within: keep the sources that hold both, see `within_sources`; an area
+    over several sources may tell the sources apart.
     """
     check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
     check_choice("illness", illness, ("covid", "virus", None))
+    check_flag("within", within)
     table = predictions[predictions.label.ne("virus")].copy()
+    if within:
+        check_predictions(predictions, needed=["source"])
+        table = table[within_sources(table)]
     if illness is None:
         return table
     ill, well = table[f"p_{illness}"], table.p_normal

@@ -62,7 +62,7 @@ def percentiles(table, resamples, seed):
     """The middle 95 % of the bootstrap values of every number: the interval that most papers give."""
     group = _groups(table)
     drawn = [_statistics(table, weights[:, group]) for weights in _draws(group.max() + 1, resamples, seed)]
-    return {name: _middle(np.concatenate([part[name] for part in drawn])) for name in drawn[0]}
+    return {name: _middle(np.concatenate([part[name] for part in drawn]), group.max() + 1) for name in drawn[0]}
 
 
 def difference_covered(images, accuracy, images_per_group, sets, resamples, lost=0.04, gained=0.4, seed=0):
