@@ -82,9 +82,29 @@ def tables():
     print(calibration.round(3).to_string())
     home, away = results["baseline_cnn_grouped"].predictions, HERE / "runs" / "baseline_cnn_grouped" / "elsewhere.csv"
     put(HERE / "home_and_away.png", xu.plot_home_and_away(home, pd.read_csv(away)))
+    scaling()
     put(HERE / "risk_coverage.png", risk_coverage("baseline_cnn_grouped"))
     every = pd.read_csv(HERE / "tables" / "all_experiments_grouped.csv", index_col=0)
     put(HERE / "all_experiments.png", xu.plot_experiments(every))
+
+
+def scaling():
+    """Write tables/scaling.csv: hours an epoch on k devices, each as fast as the measured machine, as in notebook 5.
+
+    Each device keeps a batch of 32; at a step it exchanges 2 (k - 1) / k of its gradients, in fp32, at 1 GB/s.
+    """
+    measured = json.loads((HERE / "benchmarks.json").read_text())
+    rows = []
+    for part, run in (("resnet18", "resnet18_grouped"), ("vit", "vit_grouped")):
+        rate = measured[part]["figures"]["contestants"]["ours, bf16"]["images_per_second"][0]
+        gradients = 4 * json.loads((HERE / "runs" / run / "config.json").read_text())["parameters"]
+        for images in (10**5, 10**7):
+            for devices in (1, 8, 64):
+                hours = images / rate / devices / 3600
+                exchange = images / 32 / devices * 2 * (devices - 1) / devices * gradients / 1e9 / 3600
+                row = {"network": part, "images": images, "devices": devices, "arithmetic, hours": hours}
+                rows.append(row | {"exchange, hours": exchange, "share that computes": hours / (hours + exchange)})
+    put(HERE / "tables" / "scaling.csv", pd.DataFrame(rows).set_index("network"))
 
 
 def risk_coverage(name):

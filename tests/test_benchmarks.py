@@ -75,7 +75,7 @@ def test_what_preparing_is_measured_on(tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "LONG_SIDE", 1000)
     monkeypatch.setattr(preparing, "MANY", (6, 12))
     found = preparing.against_pillow(rounds=1, limit=7)
-    assert found["images"] == 21 and found["times_as_fast_as_a_plain_loop"][0] > 0
+    assert found["images"] == 21 and len(found["times_as_fast_as_a_plain_loop"]) == 3
     off = found["grey_levels_off_a_full_decode"]
     assert 0 < off["mean"] <= off["99.9 %"] <= off["greatest"] < 20
     many = preparing.many(1, None)

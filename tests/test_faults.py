@@ -109,7 +109,7 @@ def in_children(*acts):
 @needs_fork
 def test_killed_and_started_again_it_comes_to_the_same_end():
     """A short seeded selection; `python tests/reliability` does the whole."""
-    figures = kills.run(kills=7, seed=1)
+    figures = kills.run(kills=7, seed=1, epochs=2)
     assert sum(figures["kills_by_network"].values()) == 6 and figures["kills_of_prepare"] == 1
     assert min(figures["kills_by_network"].values()) == 2 and len(figures["kills_by_moment"]) == 6
     assert figures["runs_compared"] >= 3 and figures["bytes_compared"] > 1e8
@@ -442,7 +442,7 @@ def test_a_kill_while_a_changed_set_is_replaced_is_mended(cut, table, monkeypatc
     assert xray_data._is_whole(folder) and (folder / "images.npy").read_bytes() == pixels
 
 
-def test_opening_a_large_set_is_checked_in_no_time(tmp_path):
+def test_whether_a_large_set_is_whole_is_asked_in_no_time(tmp_path):
     """The check does not depend on the size: 15 GB (sparse), as of 100,000 images."""
     with open(tmp_path / "images.npy", "wb") as file:
         try:

@@ -128,7 +128,7 @@ def make_a_page(command, folder):
 
 def collect(command, folder):
     read(command)
-    listed = run(f"{command.split(' && ')[2]} --collect-only -q {NOTEBOOKS[0]} tests/test_notebooks.py", folder)
+    listed = run(f"{command.split(' && ')[2]} --collect-only -n 0 -q {NOTEBOOKS[0]} tests/test_notebooks.py", folder)
     assert "01_data_exploration.ipynb::" in listed and "test_notebooks.py::" in listed
 
 

@@ -302,7 +302,7 @@ def fit(
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 without a word
         raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
     config = _config(model, data, name, settings)
-    folder = _run_folder(name, config)
+    folder = _run_folder(name, config, write=accelerator.is_main_process)
     if (folder / "finished.json").is_file():
         print(f"{folder.name}: this run is complete and is loaded, not repeated.")
         return load_run(folder, copy.deepcopy(model))
@@ -468,8 +468,11 @@ def _config(model, data, name, settings):
     return json.loads(json.dumps(config, default=str))
 
 
-def _run_folder(name, config):
-    """The newest folder of this name if it holds this very run; else the next free one, said aloud."""
+def _run_folder(name, config, write=True):
+    """The newest folder of this name if it holds this very run; else the next free one, said aloud.
+
+    Of several processes one may `write`: the others come to the same folder, whether its config is there yet or not.
+    """
     for number in range(1, 10_000):
         folder = outputs_dir("runs", name if number == 1 else f"{name}-{number}")
         if not (folder / "config.json").is_file():
@@ -483,8 +486,9 @@ def _run_folder(name, config):
             if other["settings"].get(key) != value
         ] + [key for key in config if key not in ("settings", "name") and other.get(key) != config[key]]
         print(f"{folder.name}: another run ({', '.join(differs)}); it is kept.")
-    with whole_file(folder / "config.json") as path:
-        path.write_text(json.dumps(config, indent=1))
+    if write:
+        with whole_file(folder / "config.json") as path:
+            path.write_text(json.dumps(config, indent=1))
     return folder
 
 

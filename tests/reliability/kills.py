@@ -26,7 +26,6 @@ OPTIONS = (
     dict(schedule="plateau", precision="fp32", class_weights=True),
     dict(schedule="cosine", precision="bf16", warmup=0.2, optimizer="adamw", weight_decay=0.05),
 )
-EPOCHS = 3
 MOMENTS = {  # what is said of the moment: the file and the stage at which the child stops, or None for a random time
     "during an epoch": None,
     "at any time": None,
@@ -42,13 +41,13 @@ MOMENTS = {  # what is said of the moment: the file and the stage at which the c
 }
 
 
-def run(kills=60, seed=0):
+def run(kills=60, seed=0, epochs=3):
     """The figures of `kills` kills: how many of what, how many bytes were compared, and how many were lost."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", TQDM_DISABLE="1", CUDA_VISIBLE_DEVICES="")
     environment["ACCELERATE_USE_CPU"] = "true"
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, __file__, str(kills), str(seed)], env=environment, capture_output=True, text=True
+        [sys.executable, __file__, str(kills), str(seed), str(epochs)], env=environment, capture_output=True, text=True
     )
     if done.returncode:
         raise RuntimeError(f"kills: {done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -185,12 +184,12 @@ def handful(size):
     return few, lambda: xu.prepare(few, size=size)
 
 
-def kill_runs(network, options, kills, moments, rng, base, figures):
+def kill_runs(network, options, kills, moments, rng, base, figures, epochs):
     import xray_utils as xu
 
     make = {"baseline_cnn": xu.baseline_cnn, "resnet18": xu.resnet18, "vit": lambda: xu.vit(weights=None)}[network]
     data = handful(224 if network == "vit" else 32)[1]()
-    options = dict(epochs=EPOCHS, lr=1e-3, batch_size=5, augment=True, **options)
+    options = dict(epochs=epochs, lr=1e-3, batch_size=5, augment=True, **options)
 
     def act(outputs):
         def whole_cell():
@@ -230,7 +229,7 @@ def kill_runs(network, options, kills, moments, rng, base, figures):
                 )
         found = contents(folders[1])
         figures["runs_compared"] += 1
-        figures["epochs_saved_twice"] += max(0, saved - EPOCHS)
+        figures["epochs_saved_twice"] += max(0, saved - epochs)
         figures["bytes_compared"] += sum(map(len, wanted.values()))
         figures["bytes_lost"] += lost(wanted, found)
         if left == 0:
@@ -267,7 +266,7 @@ def kill_prepares(kills, rng, base, figures):
             shutil.rmtree(base / "killed")
 
 
-def main(kills, seed):
+def main(kills, seed, epochs):
     import torch
 
     import xray_utils as xu
@@ -288,7 +287,7 @@ def main(kills, seed):
         kill_prepares(prepares, rng, Path(folder, "prepare"), figures)
         for i, (network, options) in enumerate(cases):
             share = (kills - prepares) // len(cases) + (i < (kills - prepares) % len(cases))
-            kill_runs(network, options, share, moments, rng, Path(folder, str(i)), figures)
+            kill_runs(network, options, share, moments, rng, Path(folder, str(i)), figures, epochs)
     return {**figures, "seconds": round(time.monotonic() - start)}
 
 
