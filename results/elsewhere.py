@@ -91,7 +91,7 @@ def areas(data, away, probes, scores):
 def parts(probes):
     """What each network whose answers are kept gives elsewhere, by source and by view of the film."""
     tables = {"ViT, fixed features": probes[1]}
-    for path in sorted((TABLES.parent / "runs").glob("*/elsewhere.csv")):
+    for path in sorted((TABLES.parent / "runs").glob("*_grouped/elsewhere.csv")):
         tables[path.parent.name] = pd.read_csv(path)
     rows = []
     for name, table in tables.items():
@@ -105,6 +105,20 @@ def parts(probes):
             row["AUC, p of covid"] = area(part, None) if both else ""
             row["AUC, covid : normal"] = area(part, "covid") if both else ""
             rows.append(row | {key: xu.with_interval(metrics, key) for key in ("recall_covid", "recall_normal")})
+    return pd.DataFrame(rows)
+
+
+def over_seeds():
+    """AUC of covid against normal in one place elsewhere, and over both, of the short trainings: a row a seed."""
+    rows = []
+    for path in sorted((TABLES.parent / "runs").glob("short_*/elsewhere.csv")):
+        table = pd.read_csv(path)
+        row = {"run": path.parent.name}
+        for question, illness in (("p of covid", None), ("covid : normal", "covid")):
+            row |= {f"{question}, {where}": area(table, illness, within)
+                    for where, within in (("one place", True), ("all", False))}  # fmt: skip
+        normal = table[table.label.eq("normal")]
+        rows.append(row | {"normal called covid": normal.predicted.eq("covid").mean().round(3)})
     return pd.DataFrame(rows)
 
 
@@ -266,6 +280,7 @@ def main():
         "covid_against_normal": lambda: areas(
             data, away, {"ViT, fixed features": probes}, list(zip(probes, ill, strict=True))
         ),
+        "elsewhere_over_seeds": over_seeds,
         "elsewhere_by_part": lambda: parts(probes),
         "adult_controls": lambda: controls(home, away, known, there),
         "sources_left_out": lambda: sources_left_out(home, known),

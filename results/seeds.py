@@ -6,6 +6,8 @@ interpolated) for 6 epochs, unmirrored. A run that is there is not repeated. It 
 stay:
 
     XRAY_DATA=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/seeds.py resnet18 vit   # --precision fp32 --seeds 0 1
+
+With `XRAY_EXTERNAL` it keeps the answers in the other hospital, too (`runs/<name>/elsewhere.csv`).
 """
 
 import argparse
@@ -59,6 +61,10 @@ def train(network, protocol, seed, precision):
     run = xu.fit(make(seed=seed), data, name, seed=seed, precision=precision, **settings)
     if not (run.folder / "metrics.json").is_file():
         xu.save_results(run, xu.predict(run.model, data.test))
+    if xu.external_dir() and protocol == "grouped" and precision != "fp32":  # for the table by source and view
+        away = xu.load_external(xu.external_dir(), xu.audit_images(xu.find_images(xu.data_dir())), size=size)
+        with whole_file(TABLE.parents[1] / "runs" / name / "elsewhere.csv") as path:
+            xu.predict(run.model, away).to_csv(path, index=False)
 
 
 def table():
