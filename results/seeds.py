@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers
+from scipy import stats
 
 import xray_utils as xu
 from xray_utils.data import whole_file
@@ -87,6 +88,20 @@ def table():
     return pd.DataFrame(rows)
 
 
+def precisions(rows):
+    """bf16 minus fp32 of the same seed under "grouped": mean and 95 % interval of a paired t-test, for each network."""
+    found = []
+    for network, runs in rows[rows.protocol.eq("grouped")].groupby("network"):
+        row = {"network": network}
+        for number in ("val_accuracy", "accuracy", "val_loss"):
+            wide = runs.pivot(index="seed", columns="precision", values=number).dropna()
+            gap = (wide.bf16 - wide.fp32).to_numpy()
+            low, high = stats.t.interval(0.95, len(gap) - 1, gap.mean(), stats.sem(gap))
+            row |= {"seeds": len(gap), number: f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*SHORT, []], help="to be trained; none: the table alone")
@@ -105,7 +120,10 @@ def main():
             done = pd.concat([pd.read_csv(TABLE), done]).drop_duplicates(keys, keep="last").sort_values(keys)
         with whole_file(TABLE) as path:
             done.to_csv(path, index=False)
+        with whole_file(TABLE.with_name("precision.csv")) as path:
+            precisions(done).to_csv(path, index=False)
         print(done.to_string(index=False))
+        print(precisions(done).to_string(index=False))
 
 
 if __name__ == "__main__":
