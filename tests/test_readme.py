@@ -246,6 +246,48 @@ def test_the_table_of_results_is_that_of_the_committed_runs():
         assert original == ("" if pd.isna(run["original accuracy"]) else f"{run['original accuracy']:.2f}")
 
 
+INTERVAL = re.compile(r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]")
+IN_NO_FILE = {  # numbers with an interval that stand in the pages alone
+    "1.000 [1.000, 1.000]": "an example",
+    "0.953 [0.927, 0.975]": "a run that was not kept",
+    "0.002 [-0.032, 0.037]": "made from tables/seeds.csv by seed_table, with signs",
+    "0.123 [0.009, 0.237]": "a loss: the difference below without its sign",
+    "0.293 [0.141, 0.445]": "the same over both places",
+    "0.908 [0.900, 0.915]": "lungs.py's own table, rounded from four digits",
+    "0.282 [0.273, 0.293]": "the same of the ViT's maps",
+}
+
+
+def with_intervals(value):
+    """Every number with its interval in a parsed JSON file, as text."""
+    if isinstance(value, dict):
+        for key, interval in value.items():
+            if key.endswith("_interval") and interval and value.get(key.removesuffix("_interval")) is not None:
+                yield xu.with_interval(value, key.removesuffix("_interval"))
+            yield from with_intervals(interval)
+
+
+def test_every_interval_of_the_pages_stands_in_a_committed_file():
+    known = set(IN_NO_FILE)
+    for path in (ROOT / "results").rglob("*.csv"):
+        known |= set(INTERVAL.findall(path.read_text(encoding="utf-8")))
+        table = pd.read_csv(path)
+        if {"low", "high"} <= set(table):
+            scores = table["score" if "score" in table else "balanced accuracy"]
+            known |= {f"{a:.3f} [{b:.3f}, {c:.3f}]" for a, b, c in zip(scores, table.low, table.high, strict=True)}
+    for path in (ROOT / "results").rglob("*.json"):
+        known |= set(with_intervals(json.loads(path.read_text())))
+    read = {path.parent.name: pd.read_csv(path) for path in (ROOT / "results/runs").glob("*/predictions.csv")}
+    for first, second in (
+        ("resnet18_slides", "resnet18_augmented_slides"),
+        ("resnet18_grouped", "resnet18_augmented_grouped"),
+    ):
+        known.add(xu.with_interval(xu.compare_two(read[first], read[second]), "difference"))
+    for page in ("README.md", "results/README.md", "results/MODEL_CARD.md"):
+        said = INTERVAL.findall(" ".join(text_of(page).split()))
+        assert said and set(said) <= known, set(said) - known
+
+
 def test_the_shares_on_both_sides_are_those_that_were_counted():
     table = pd.read_csv(ROOT / "results" / "tables" / "leak.csv").set_index(["protocol", "mirror", "seed"])
     seen, unmirrored = table.loc["slides", True, 0], table.loc["slides", False, 0]
