@@ -3,8 +3,10 @@
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from test_training import forgetful, linear, make_data, on_the_cpu  # noqa: F401
 import xray_utils as xu
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
 
 NOTEBOOK = """
 import hashlib, torch, xray_utils as xu
@@ -36,18 +39,45 @@ print(hash("a set"), xu.CLASSES, [name for name in slow if name in sys.modules],
 """
 
 
-def test_two_processes_give_the_same_bits_and_one_is_light(tmp_path, capsys):
-    """One that has just begun, somewhere, and this one; no order may come from a set, whose hashes differ in them."""
-    own = {"XRAY_OUTPUTS": str(tmp_path / "another"), "PYTHONHASHSEED": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-c", LIGHT + NOTEBOOK]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True)
+START = """
+import multiprocessing
+from work import work
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=work)
+    process.start()
+    process.join(60)
+    raise SystemExit(process.exitcode)
+"""
+
+
+def test_two_processes_give_the_same_bits_and_one_is_light(tmp_path, capsys, monkeypatch):
+    """One spawned, as Windows and macOS do, and this one, in folders with spaces; no order may come from a set."""
+    folder = tmp_path / "my images ü"
+    shutil.copytree(xu.data_dir(), folder)
+    monkeypatch.setenv("XRAY_DATA", str(folder))
+    monkeypatch.setenv("XRAY_OUTPUTS", str(tmp_path / "all runs"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "start.py").write_text(START)
+    (tmp_path / "work.py").write_text(f"def work():\n    exec({LIGHT + NOTEBOOK!r}, {{}})\n")
+    own = {"XRAY_OUTPUTS": str(tmp_path / "other runs"), "PYTHONHASHSEED": "1", "ACCELERATE_USE_CPU": "true"}
+    own |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "start.py")], cwd=tmp_path / "empty", env={**os.environ, **own},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     disturb(4)
     exec(LIGHT + NOTEBOOK, {})
     (first, *there), (other, *here) = done.stdout.splitlines(), capsys.readouterr().out.splitlines()
     assert there == here and "best.safetensors" in done.stdout
     assert first.endswith(" ('covid', 'normal', 'virus') [] []"), "the import loads or leaves too much"
-    assert first.split()[0] != other.split()[0]
+    assert first.split()[0] != other.split()[0], "they hash alike"
+
+
+def test_nothing_of_ours_starts_a_process():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "xray_utils").glob("*.py")]
+    assert not any(word in source for source in sources for word in ("DataLoader", "num_workers", "multiprocessing"))
 
 
 def disturb(seed):

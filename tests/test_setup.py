@@ -521,31 +521,6 @@ def test_the_time_of_training_is_measured_and_said(home, capsys, monkeypatch):
     assert xu.estimate_time(model, prepared, 1, 4, precision="fp32") is None
 
 
-def test_nothing_hangs_where_processes_are_spawned_in_folders_with_spaces(tmp_path):
-    sources = [path.read_text() for path in (ROOT / "xray_utils").glob("*.py")]
-    assert not any(word in source for source in sources for word in ("DataLoader", "num_workers", "multiprocessing"))
-    make_images(tmp_path / "my images ü")
-    (tmp_path / "work.py").write_text(
-        "def work():\n"
-        "    import xray_utils as xu\n"
-        "    data = xu.load_data(size=32)\n"
-        "    run = xu.fit(xu.baseline_cnn(), data, 'spawned', epochs=1, batch_size=4, precision='fp32')\n"
-        "    print(len(xu.predict(run.model, data.test)), 'answers')\n"
-    )
-    (tmp_path / "start.py").write_text(
-        "import multiprocessing\nfrom work import work\n"
-        "if __name__ == '__main__':\n"
-        "    process = multiprocessing.get_context('spawn').Process(target=work)\n"
-        "    process.start()\n    process.join(60)\n    raise SystemExit(process.exitcode)\n"
-    )
-    variables = {**os.environ, "XRAY_DATA": str(tmp_path / "my images ü"), "XRAY_OUTPUTS": str(tmp_path / "all runs")}
-    variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, str(tmp_path / "start.py")]
-    result = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
-    assert result.returncode == 0 and "answers" in result.stdout, result.stderr
-    assert (tmp_path / "all runs" / "runs" / "spawned" / "finished.json").is_file()
-
-
 # ---------------------------------------------------------------- Colab, simulated
 
 NOT_ON_COLAB = ("accelerate", "kagglehub", "kagglesdk", "papermill", "nbval", "hypothesis", "ruff", "xdist", "xray")

@@ -833,13 +833,13 @@ def test_each_network_can_overfit_ten_phantoms(network, images, phantoms, tmp_pa
     wanted = {"covid": 4, "normal": 3, "virus": 3}
     ten = pd.concat([images[images.label.eq(name)].drop_duplicates("group")[:n] for name, n in wanted.items()])
     ten = ten.assign(mirrored=False)
-    table = pd.concat([ten.assign(split=side) for side in ["train"] * 8 + ["val", "test"]])  # eight steps an epoch
+    table = pd.concat([ten.assign(split=side) for side in ["train"] * 32 + ["val", "test"]])  # 32 steps an epoch
     table.attrs = images.attrs
     data = phantoms(table, 32)
     make, options = {
-        "baseline_cnn": (xu.baseline_cnn, dict(lr=0.02, epochs=15)),
-        "resnet18": (xu.resnet18, dict(lr=1e-3, epochs=4)),
-        "vit": (lambda: tiny_vit(tmp_path), dict(lr=1e-3, epochs=30)),
+        "baseline_cnn": (xu.baseline_cnn, dict(lr=0.02, epochs=4)),
+        "resnet18": (xu.resnet18, dict(lr=1e-3, epochs=1)),
+        "vit": (lambda: tiny_vit(tmp_path), dict(lr=1e-3, epochs=7)),
     }[network]
     model = make()
     run = fit(model, data, batch_size=10, schedule="cosine", **options)

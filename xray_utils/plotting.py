@@ -175,7 +175,7 @@ def _label_ends(axis, ends):
     for i in reversed(range(len(ends))):  # those pushed out above come down again
         heights[i] = min(heights[i], heights[i + 1] - gap if i + 1 < len(ends) else max(high, ends[i][2]))
     for (name, x, y, colour), height in zip(ends, heights, strict=True):
-        leader = dict(arrowstyle="-", color=colour, lw=1, ls=":", relpos=(0, 0.5), shrinkA=0)
+        leader = dict(arrowstyle="-", color=colour, lw=1, ls=":", relpos=(0, 0.5), shrinkA=3, patchA=None)
         place = (1.02, (height - low) / (high - low))
         axis.annotate(name, (x, y), place, textcoords="axes fraction", va="center", arrowprops=leader)
 
