@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import stat
@@ -603,6 +604,39 @@ def test_exact_duplicates_are_found_across_classes_and_names(near, phantoms):
     audited = data.audit_images(data.find_images(phantoms), near=near).set_index("file")
     assert audited.duplicate[audited.duplicate.ne("")].to_dict() == {f"virus/z{i}.png": "exact" for i in range(6)}
     assert all(audited.group[f"virus/z{i}.png"].endswith(f"a{i}.png") for i in range(6))
+
+
+def test_duplicates_are_those_of_the_definition_whatever_the_tile():
+    """Each image with all earlier ones, as the docstring of `audit_images` says it."""
+    rng, n = np.random.default_rng(0), 60
+    thumbnails, sha256 = rng.normal(size=(n, 32, 32)), np.array([f"bytes {i}" for i in range(n)])
+    for copy, of in ((20, 3), (41, 20), (33, 8)):
+        thumbnails[copy] = thumbnails[of] + rng.normal(scale=0.1, size=(32, 32))  # near
+    for copy, of in ((15, 4), (50, 33)):
+        thumbnails[copy] = thumbnails[of][:, ::-1]
+    for copy, of in ((30, 5), (31, 5), (59, 41)):
+        thumbnails[copy], sha256[copy] = thumbnails[of], sha256[of]
+    thumbnails[9], sha256[[9, 10]] = 0, ""  # cannot be read
+    thumbnails[10] = 0
+    thumbnails = (thumbnails / np.linalg.norm(thumbnails, axis=(1, 2), keepdims=True).clip(1e-6)).reshape(n, -1)
+    names, groups = [f"{i:02d}" for i in range(n)], [f"p{i // 2:02d}" for i in range(n)]
+    problem = np.where(sha256 == "", "broken", "")
+    images = pd.DataFrame(dict(file=names, sha256=sha256, problem=problem, group=groups))
+    mirrored = thumbnails.reshape(n, 32, 32)[:, :, ::-1].reshape(n, -1)
+    kind, joined = [""] * n, np.eye(n, dtype=bool)
+    for i, j in itertools.combinations(range(n), 2):
+        found = {"mirror": mirrored[j] @ thumbnails[i] >= 0.95, "near": thumbnails[j] @ thumbnails[i] >= 0.95}
+        found["exact"] = sha256[i] == sha256[j] != ""
+        joined[i, j] = joined[j, i] = any(found.values())
+        kind[j] = next((name for name in ("exact", "near", "mirror") if found[name]), kind[j])
+    alike = np.linalg.matrix_power(joined.astype(float), n) > 0
+    same = np.equal.outer(groups, groups)
+    group = np.linalg.matrix_power((same @ joined @ same).astype(float).clip(0, 1), 20) > 0
+    for tile in (1, 7, 60, 2048):
+        kinds, likes, found = data._join_duplicates(images, thumbnails.astype(np.float32), 0.95, tile)
+        assert list(kinds) == kind and sorted(set(kind)) == ["", "exact", "mirror", "near"]
+        assert list(likes) == [names[row.argmax()] for row in alike]
+        assert list(found) == [groups[row.argmax()] for row in group]
 
 
 def test_images_without_structure_are_duplicates_only_byte_by_byte(tmp_path):

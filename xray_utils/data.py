@@ -871,24 +871,36 @@ def audit_images(images, near=0.95):
     return audited
 
 
-def _join_duplicates(images, thumbnails, near):
-    """Kind of duplicate of an earlier image, duplicates and groups joined over them (the smallest name stands)."""
-    mirrored = thumbnails.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
-    content = images.sha256.where(images.problem.eq("")).factorize()[0]  # -1 where it cannot be read
-    kind, left, right = [""] * len(images), [], []
-    for i in range(1, len(images)):  # each with all earlier ones
-        same = (content[:i] == content[i]) & (content[i] >= 0)
-        for name, alike in (
-            ("mirror", mirrored[:i] @ thumbnails[i] >= near),
-            ("near", thumbnails[:i] @ thumbnails[i] >= near),
-            ("exact", same),
-        ):
-            if (found := np.flatnonzero(alike)).size:
-                kind[i] = name
-                left += [i] * len(found)
-                right += list(found)
-    itself, group = np.arange(len(images)), images.group.factorize()[0]
-    joined = []
+def _join_duplicates(images, thumbnails, near, tile=2048):
+    """Kind of duplicate of an earlier image, duplicates and groups joined over them (the smallest name stands).
+
+    A thumbnail is the sum of an even and an odd part, and its mirror image their difference, so that the correlation
+    with another and with its mirror image come from the same two products.
+    """
+    content = images.sha256.where(images.problem.eq(""), images.file).factorize()[0]
+    first = np.unique(content, return_index=True)[1]  # files of the same bytes are compared once
+    copies = np.flatnonzero(first[content] != np.arange(len(images)))
+    pairs = {"mirror": [], "near": [], "exact": [(copies, first[content[copies]])]}  # (later, earlier)
+
+    def parts(rows):
+        left, right = thumbnails[rows].reshape(-1, 32, 2, 16).transpose(2, 0, 1, 3)
+        both = left + right[..., ::-1], left - right[..., ::-1]
+        return [part.reshape(len(rows), -1) / np.float32(2**0.5) for part in both]
+
+    tiles = [first[start : start + tile] for start in range(0, len(first), tile)]
+    for i, later in enumerate(tiles):
+        even, odd = parts(later)
+        for earlier in tiles[: i + 1]:
+            even_product, odd_product = (a @ b.T for a, b in zip((even, odd), parts(earlier), strict=True))
+            for name, alike in (("mirror", even_product - odd_product), ("near", even_product + odd_product)):
+                one, other = np.nonzero((alike >= near) & (later[:, None] > earlier))
+                pairs[name].append((later[one], earlier[other]))
+    kind = np.full(len(images), "", object)
+    for name, found in pairs.items():  # the last that is true of an image stands
+        for later, _ in found:
+            kind[later] = name
+    left, right = (np.concatenate(ends) for ends in zip(*sum(pairs.values(), []), strict=True))
+    itself, group, joined = np.arange(len(images)), images.group.factorize()[0], []
     for unit, names in ((itself, images.file), (group, images.group)):
         n = unit.max() + 1
         links = scipy.sparse.coo_array((np.ones(len(left)), (unit[left], unit[right])), (n, n))
