@@ -15,16 +15,20 @@ these. The question, fixed as well: covid against normal, by p_covid / (p_covid 
 import argparse
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
+from seeds import small_vit
+from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch import nn
 
 import xray_utils as xu
 from xray_utils.data import Split, whole_file
@@ -34,6 +38,7 @@ from xray_utils.training import augment_strong
 TABLES = Path(__file__).resolve().parent / "tables"
 WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
 DRAWS = 2
+LARGE = 448  # pixels of "larger pictures"
 
 
 def as_it_is(pixels):
@@ -62,7 +67,7 @@ OF_RESNET = tuple(recipe for recipe in RECIPES if recipe != "as it is")
 OF_VIT = ("mild augmentation", "strong augmentation", "lung box, equalised, strong")
 OF_FEATURES = ("as it is", "strong augmentation", "equalised", "lung box, equalised", "lung box, equalised, strong",
                "only the lungs, equalised", "equal weight for each source",
-               "sources erased")  # fmt: skip
+               "sources erased", "adversary for the source", "larger pictures")  # fmt: skip
 KINDS = {"resnet18": OF_RESNET, "vit": OF_VIT, "features": OF_FEATURES}
 
 
@@ -119,7 +124,8 @@ class Probe:
     """A logistic regression on fixed features, with the face of a network: `answers(split)` is a predictions table."""
 
     def __init__(self, recipe, data, seed):
-        self.recipe, self.backbone = recipe, xu.vit(WEIGHTS, seed=seed)
+        self.recipe = recipe
+        self.backbone = small_vit(seed, LARGE) if recipe == "larger pictures" else xu.vit(WEIGHTS, seed=seed)
         train = equal_sources(data.train, seed) if "equal weight" in recipe else data.train
         copies = [train] + [varied(train, 100 + i) for i in range(1 if "strong" in recipe else 0)]
         seen = np.concatenate([self._see(copy) for copy in copies])
@@ -127,8 +133,11 @@ class Probe:
         self.away = np.zeros((seen.shape[1], 0))
         if recipe == "sources erased":
             self.away = source_directions(seen, rows)
-        self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
         with threadpool_limits(1):
+            if recipe == "adversary for the source":
+                self.model = make_pipeline(StandardScaler(), Adversary(rows.source.to_numpy(), seed))
+            else:
+                self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
             self.model.fit(self._erase(seen), rows.label)
 
     def _see(self, split):
@@ -149,6 +158,56 @@ class Probe:
         table = split.rows[[c for c in ("file", "label", "group", "source", "view") if c in split.rows]].copy()
         table["predicted"] = self.model.classes_[found.argmax(axis=1)]
         return table.assign(**dict(zip(PROBABILITIES, found.T, strict=True)))
+
+
+class Reverse(torch.autograd.Function):
+    """What goes through it comes back with its gradient turned round."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class Adversary(BaseEstimator):
+    """A layer from which the class can be told and the source not: domain-adversarial training, Ganin et al. 2016.
+
+    (arXiv:1505.07818.) A second head guesses the source from the same 64 numbers, and the layer learns to make it
+    fail. It chooses among the sources of the true class alone: else it would have to forget the class, too.
+    """
+
+    def __init__(self, sources, seed=0, steps=400):
+        self.sources, self.seed, self.steps = sources, seed, steps
+
+    def fit(self, x, y):
+        """x: features [N, F], standardised; y: labels [N]."""
+        (self.classes_, label), (_, source) = (np.unique(one, return_inverse=True) for one in (y, self.sources))
+        possible = np.zeros((len(self.classes_), source.max() + 1))
+        possible[label, source] = 1
+        torch.manual_seed(self.seed)
+        self.layer = nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Dropout(0.5))
+        self.head, guess = nn.Linear(64, len(self.classes_)), nn.Linear(64, source.max() + 1)
+        x, label, source = torch.tensor(x, dtype=torch.float32), torch.tensor(label), torch.tensor(source)
+        closed = torch.tensor(np.where(possible, 0, -np.inf), dtype=torch.float32)[label]  # to sources of other classes
+        parts = [*self.layer.parameters(), *self.head.parameters(), *guess.parameters()]
+        optimizer = torch.optim.AdamW(parts, lr=1e-3, weight_decay=0.05)
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            seen = self.layer(x)
+            loss = nn.functional.cross_entropy(self.head(seen), label)
+            loss = loss + nn.functional.cross_entropy(guess(Reverse.apply(seen)) + closed, source)
+            loss.backward()
+            optimizer.step()
+        self.layer.eval()
+        return self
+
+    def decision_function(self, x):
+        """Logits [N, classes]."""
+        with torch.no_grad():
+            return self.head(self.layer(torch.tensor(x, dtype=torch.float32))).numpy()
 
 
 def source_directions(seen, rows, rounds=20):
@@ -185,22 +244,41 @@ def ill_area(table):
     return xu.compute_metrics(asked, resamples=200)["auc_covid"]
 
 
-def home(data, seeds):
-    """What each recipe is worth at home, on validation alone; the chosen ones are marked."""
+@cache
+def larger():
+    """The same split at `LARGE` pixels."""
+    return xu.load_data(protocol="grouped", seed=0, mirror=False, size=LARGE)
+
+
+def data_of(recipe, data):
+    """The images that a recipe is given."""
+    return larger() if recipe == "larger pictures" else data
+
+
+def at_home(data):
+    """Validation as it is, with something hidden, and as another scanner might have taken it."""
     hidden = {how: xu.change_split(data.val, how) for how in ("without the lungs", "only the border")}
     hidden = {how: Split(data.val.rows, split.take(np.arange(len(split))), np.arange(len(split)))
               for how, split in hidden.items()}  # fmt: skip
-    shifted = [varied(data.val, draw) for draw in range(DRAWS)]
-    rows = []
+    return data.val, hidden, [varied(data.val, draw) for draw in range(DRAWS)]
+
+
+def home(data, seeds):
+    """What each recipe is worth at home, on validation alone; the chosen ones are marked."""
+    rows, sides = [], {}
     for kind, recipes in KINDS.items():
         for recipe in recipes:
             for seed in seeds if kind != "features" else (0,):
                 if kind != "features" and not trained(kind, recipe, seed):
                     continue
-                answers = answers_of(kind, recipe, data, seed)
+                of_it = data_of(recipe, data)
+                if of_it.settings["size"] not in sides:
+                    sides[of_it.settings["size"]] = at_home(of_it)
+                val, hidden, shifted = sides[of_it.settings["size"]]
+                answers = answers_of(kind, recipe, of_it, seed)
                 row = {"network": kind, "recipe": recipe, "seed": seed}
-                row["accuracy"] = xu.compute_metrics(answers(data.val), resamples=1)["accuracy"]
-                row["ill : normal"] = ill_area(answers(data.val))
+                row["accuracy"] = xu.compute_metrics(answers(val), resamples=1)["accuracy"]
+                row["ill : normal"] = ill_area(answers(val))
                 row["ill : normal, other scanners"] = np.mean([ill_area(answers(split)) for split in shifted])
                 for how, split in hidden.items():
                     row[how] = xu.compute_metrics(answers(split), resamples=1)["accuracy"]
@@ -223,14 +301,17 @@ def elsewhere(data, table):
 
     One place: the sources elsewhere that hold both classes. The answers are kept beside the runs.
     """
-    away = xu.load_external(xu.external_dir(), xu.audit_images(xu.find_images(xu.data_dir())))
-    sides, found = {"home": data.test, "elsewhere": away}, {}
+    images, found = xu.audit_images(xu.find_images(xu.data_dir())), {}
+    away = {size: xu.load_external(xu.external_dir(), images, size=size) for size in (224, LARGE)}
     for kind, recipe, seed, _ in table[["network", "recipe", "seed", "chosen"]].itertuples(index=False):
-        answers = answers_of(kind, recipe, data, seed)
-        found[kind, recipe, seed] = {where: answers(split) for where, split in sides.items()}
+        of_it = data_of(recipe, data)
+        answers, there = answers_of(kind, recipe, of_it, seed), away[of_it.settings["size"]]
+        found[kind, recipe, seed] = {"home": answers(of_it.test), "elsewhere": answers(there)}
     chosen = [tuple(row) for row in table[table.chosen][["network", "recipe", "seed"]].itertuples(index=False)]
     for name, keys in {"chosen recipes together": chosen, "all of them together": list(found)}.items():
-        found["ensemble", name, ""] = {where: together([found[key][where] for key in keys]) for where in sides}
+        found["ensemble", name, ""] = {
+            where: together([found[key][where] for key in keys]) for where in ("home", "elsewhere")
+        }
     for (kind, recipe, seed), tables in found.items():
         for where, file in (
             {"home": "predictions.csv", "elsewhere": "elsewhere.csv"}.items() if kind != "ensemble" else ()
@@ -280,7 +361,7 @@ def main():
         for seed in options.seeds:
             for kind in options.kinds or KINDS:
                 for recipe in options.recipes or KINDS[kind]:
-                    answers_of(kind, recipe, data, seed)(data.val)
+                    answers_of(kind, recipe, data_of(recipe, data), seed)(data_of(recipe, data).val)
         return
     path = TABLES / f"recipes_{options.step}.csv"
     if options.step == "home":
