@@ -1,4 +1,4 @@
-"""ResNet18 and the fine-tuned ViT over several seeds: what the leak is worth, and what the precision costs. One table.
+"""ResNet18 and the fine-tuned ViT over several seeds: what the leak is worth, and what the precision costs. Two tables.
 
 A short training each, so that a machine without a GPU can do it: ResNet18 at 112 px for 15 epochs, otherwise as the
 original (Adam, plateau, no augmentation); the ViT of `XRAY_VIT_WEIGHTS` at 112 px (its position embeddings
@@ -7,7 +7,8 @@ stay:
 
     XRAY_DATA=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/seeds.py resnet18 vit   # --precision fp32 --seeds 0 1
 
-With `XRAY_EXTERNAL` it keeps the answers in the other hospital, too (`runs/<name>/elsewhere.csv`).
+With `XRAY_EXTERNAL` the runs under "grouped" in bf16 keep their answers in the other hospital, too
+(`runs/<name>/elsewhere.csv`).
 """
 
 import argparse

@@ -80,6 +80,7 @@ def of_runs(protocol="grouped"):
             continue
         if run.config["data"]["test"] != data.test.fingerprint():
             print(f"{run.name} was tested on other images: left out.")
+            result.pop(run.name, None)
             continue
         shares = xu.share_in_lungs(xu.where_it_looks(run.model, data.test), lungs.masks)
         table = xu.predict(run.model, data.test)

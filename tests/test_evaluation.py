@@ -121,16 +121,7 @@ def test_intervals_are_wider_when_images_come_in_groups():
         assert 2 < width(clustered, key) / width(independent, key) < 5
 
 
-def test_intervals_agree_with_scipy_when_each_image_is_its_own_group():
-    table = make_predictions(n=200)
-    right = (table.label == table.predicted).to_numpy(float)
-    wanted = stats.bootstrap(
-        (right,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert xu.compute_metrics(table)["accuracy_interval"] == pytest.approx([wanted.low, wanted.high], abs=0.015)
-
-
-def test_macro_f1_interval_agrees_with_resampling_by_hand():
+def test_macro_f1_interval_is_wilsons_for_the_spread_of_resampling_by_hand():
     table = make_predictions(n=240, images_per_group=2)
     pairs = table[["label", "predicted"]].to_numpy().reshape(120, 2, 2)  # [groups, images, label and prediction]
     rng, values = np.random.default_rng(3), []
@@ -138,8 +129,14 @@ def test_macro_f1_interval_agrees_with_resampling_by_hand():
         label, predicted = pairs[rng.integers(120, size=120)].reshape(240, 2).T
         is_true, is_said = ([side == name for name in CLASSES] for side in (label, predicted))
         values.append(np.mean([2 * (t & s).sum() / (t.sum() + s.sum()) for t, s in zip(is_true, is_said, strict=True)]))
-    wanted = np.quantile(values, [0.025, 0.975])
-    assert xu.compute_metrics(table)["macro_f1_interval"] == pytest.approx(wanted, abs=0.02)
+    metrics = xu.compute_metrics(table)
+    share = metrics["macro_f1"]
+    n, z = share * (1 - share) / (np.var(values) * 120 / 119), stats.t.ppf(0.975, 119)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    assert metrics["macro_f1_interval"] == pytest.approx([centre - half, centre + half], abs=0.005)
+    alone = xu.compute_metrics(table.drop(columns="group"))["macro_f1_interval"]
+    assert np.abs(np.subtract(alone, [centre - half, centre + half])).max() > 0.01, "the groups count for nothing"
 
 
 def test_with_interval():

@@ -368,6 +368,10 @@ def test_each_source_elsewhere_has_a_picture_and_an_area_of_its_own():
     assert titles[1:] == [["elsewhere, them", "normal alone"], ["us", f"AUC {area}"]]
     figure = draw(xu.plot_home_and_away, home, away[alone])
     assert figure.get_suptitle() == "Covid and normal: elsewhere one of the two alone"
+    three = away.assign(source=np.array(["us/one", "them/two", "them/three"])[np.arange(len(away)) % 3])
+    figure = draw(xu.plot_home_and_away, home, three)
+    titles = [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes]
+    assert titles[1:] == ["elsewhere, them/three", "them/two", "us/one"], "a source is missing, or cannot be told"
 
 
 def test_risk_coverage_says_what_refusing_leaves_of_the_error():

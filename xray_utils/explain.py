@@ -78,7 +78,7 @@ CHANGES = {
 }
 
 
-ROOM = 2**30  # bytes of changed images that are kept in memory
+ROOM = 2**28  # bytes of changed images that a split keeps in memory
 
 
 class ChangedSplit(Split):
@@ -87,8 +87,8 @@ class ChangedSplit(Split):
     change, kept, known = None, None, None
 
     def take(self, indices):
-        """The changed images at `indices` as uint8 [B, size, size, 3]; up to a gigabyte of them is changed once."""
-        indices = np.asarray(indices, int)
+        """The changed images at `indices` as uint8 [B, size, size, 3]; each once, if all fit in a quarter GiB."""
+        indices = np.arange(len(self))[indices]
         if len(self) * math.prod(self.pixels.shape[1:]) > ROOM:
             return self.change(super().take(indices))
         self.known = np.zeros(len(self), bool) if self.known is None else self.known

@@ -739,22 +739,21 @@ def plot_home_and_away(internal, external):
     """
     check_predictions(internal, "internal", PROBABILITIES)
     check_predictions(external, "external", PROBABILITIES)
-    tables = {"at home (test images)": internal}
+    places, tables = ["at home (test images)", "elsewhere"], [internal, external]
     if "source" in external and external.source.nunique() > 1:
-        names = [str(source).split("/")[0] for source in sorted(external.source.unique())]
-        parts = [part for _, part in external.groupby("source")]
-        tables |= dict(zip([f"elsewhere, {names[0]}", *names[1:]], parts, strict=True))
-    else:
-        tables["elsewhere"] = external
-    shown = [[name for name in CLASSES if table.label.eq(name).any()] for table in tables.values()]
+        sources, parts = zip(*external.groupby("source"), strict=True)
+        short = [str(source).split("/")[0] for source in sources]  # of the owner's name, where that tells them apart
+        short = short if len(set(short)) == len(short) else [str(source) for source in sources]
+        places, tables = [places[0], f"elsewhere, {short[0]}", *short[1:]], [internal, *parts]
+    shown = [[name for name in CLASSES if table.label.eq(name).any()] for table in tables]
     areas = [compute_metrics(table[table.label.isin(["covid", "normal"])])
              if set(names) > {"covid"} and "normal" in names else None
-             for table, names in zip(tables.values(), shown, strict=True)]  # fmt: skip
+             for table, names in zip(tables, shown, strict=True)]  # fmt: skip
     with _figure(1, len(tables), 10, 4.2, sharey=True, width_ratios=[max(1.2, len(names)) for names in shown]) as (
         figure,
         axes,
     ):
-        for axis, (place, table), names, area in zip(axes[0], tables.items(), shown, areas, strict=True):
+        for axis, place, table, names, area in zip(axes[0], places, tables, shown, areas, strict=True):
             for column, name in enumerate(names):
                 shares, colour = table.p_covid[table.label.eq(name)], CLASS_COLOURS[name]
                 low, middle, high = shares.quantile([0.25, 0.5, 0.75])
