@@ -271,7 +271,6 @@ def main():
     home.side = np.array([next((s for s, files in sides.items() if file in files), "train") for file in home.rows.file])
     known, there = cached("home", home), cached("elsewhere", away)
     twins = Split(home.rows.assign(mirrored=True), home.pixels, home.positions)
-    mirrored = cached("mirrored", twins)
     train, test = home.side == "train", home.side == "test"
     asked = (known[test], home.rows[test].reset_index(drop=True)), (there, away.rows)
     probes = [probe(known[train], home.rows[train], *one) for one in asked]
@@ -285,7 +284,7 @@ def main():
         "adult_controls": lambda: controls(home, away, known, there),
         "sources_left_out": lambda: sources_left_out(home, known),
         "refusals": lambda: refusals(data, home, away, known, there, probes),
-        "seeds": lambda: seeds(home, known, mirrored),
+        "seeds": lambda: seeds(home, known, cached("mirrored", twins)),
     }
     for name in sys.argv[1:] or tables:
         table, keys = tables[name](), ["network", "asked", "seed", "protocol"]
