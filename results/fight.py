@@ -265,11 +265,11 @@ def at_home(data):
     return data.val, hidden, [varied(data.val, draw) for draw in range(DRAWS)]
 
 
-def home(data, seeds):
+def home(data, seeds, only=None):
     """What each recipe is worth at home, on validation alone; the chosen ones are marked."""
     rows, sides = [], {}
     for kind, recipes in KINDS.items():
-        for recipe in recipes:
+        for recipe in (recipe for recipe in recipes if only is None or recipe in only):
             for seed in seeds if kind != "features" else (0,):
                 if kind != "features" and not trained(kind, recipe, seed):
                     continue
@@ -351,7 +351,11 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--recipes", nargs="+", choices=list(dict.fromkeys(OF_RESNET + OF_VIT + OF_FEATURES)))
     options = parser.parse_args()
-    if options.recipes and any(set(options.recipes) - set(KINDS[kind]) for kind in options.kinds or KINDS):
+    if (
+        options.step == "train"
+        and options.recipes
+        and any(set(options.recipes) - set(KINDS[kind]) for kind in options.kinds or KINDS)
+    ):
         parser.error(
             "name the kind, and recipes of that kind alone: " + "; ".join(f"{k}: {v}" for k, v in KINDS.items())
         )
@@ -366,7 +370,7 @@ def main():
         return
     path = TABLES / f"recipes_{options.step}.csv"
     if options.step == "home":
-        table = home(data, options.seeds)
+        table = home(data, options.seeds, options.recipes)
     else:
         table = elsewhere(data, pd.read_csv(TABLES / "recipes_home.csv"))
     with whole_file(path) as temporary:
