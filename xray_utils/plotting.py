@@ -812,7 +812,7 @@ def plot_seeds(seeds):
     """Accuracy of each seed as a dot, a bar at the mean, slides beside grouped: the table that `seed_table` takes."""
     check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/elsewhere.py")
     networks = list(seeds.network.unique())
-    with _figure(width=9, height=0.6 + 0.75 * len(networks)) as (figure, axes):
+    with _figure(width=9, height=0.8 + 0.5 * len(networks)) as (figure, axes):
         axis, named = axes[0, 0], set()
         for i, network in enumerate(networks):
             for offset, protocol, marker in ((-0.15, "slides", "s"), (0.15, "grouped", "o")):
