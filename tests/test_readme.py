@@ -254,7 +254,6 @@ IN_NO_FILE = {  # numbers with an interval that stand in the pages alone
     "0.123 [0.009, 0.237]": "a loss: the difference below without its sign",
     "0.293 [0.141, 0.445]": "the same over both places",
     "0.908 [0.900, 0.915]": "lungs.py's own table, rounded from four digits",
-    "0.282 [0.273, 0.293]": "the same of the ViT's maps",
 }
 
 
