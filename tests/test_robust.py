@@ -1,9 +1,12 @@
 """Asking within a source, and refusing: by hand, and on made features with a planted source."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from test_training import make_data
 
 import xray_utils as xu
@@ -140,3 +143,25 @@ def test_refusing_the_doubtful_lowers_the_error_and_is_counted():
     low, high = kept["normal_safe_interval"]
     assert low < 2 / 3 < high
     assert xu.refuse(predictions[:1], doubt[:1], 0.0)["normal_safe"] is None
+
+
+def test_from_the_layer_of_the_adversary_the_class_can_be_told_and_the_source_not(monkeypatch):
+    """`results/fight.py`: virus and normal from two sources, the features full of which."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "results")
+    from fight import Adversary
+
+    rng, n = np.random.default_rng(0), 600
+    label = rng.choice(xu.CLASSES, n)
+    source = np.where(label == "covid", "a", rng.choice(["b", "c"], n))
+    x = rng.normal(size=(n, 50))
+    for column, true in enumerate((label == "normal", label == "covid", source == "b")):
+        x[:, column] += 3 * true
+    x = (x - x.mean(axis=0)) / x.std(axis=0)  # as `Probe` does
+    adversary = Adversary(source, seed=0).fit(x, label)
+    assert (adversary.classes_[adversary.decision_function(x).argmax(axis=1)] == label).mean() > 0.9
+    seen = adversary.layer(torch.tensor(x, dtype=torch.float32)).detach().numpy()
+    told = []
+    for known in (x, seen):
+        half, rest = np.flatnonzero(label != "covid")[::2], np.flatnonzero(label != "covid")[1::2]
+        told.append(LogisticRegression(max_iter=2000).fit(known[half], source[half]).score(known[rest], source[rest]))
+    assert told[0] > 0.85 and told[1] < 0.7, told
