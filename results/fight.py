@@ -9,21 +9,19 @@ With the images of `XRAY_DATA` and the ViT of `XRAY_VIT_WEIGHTS`, in this order 
 The choice, fixed before any recipe was asked about the other hospital: of each kind of network the recipe with the
 highest AUC of ill against normal on the validation images of sources that hold both, each seen through two draws of
 `augment_strong` (which favours what was trained on such pictures, and is meant to); and of all kinds the ensemble of
-these. The question, fixed as well: covid against normal, by p_covid / (p_covid + p_normal). (Two recipes came later,
-`LATER`: they are shown, and not chosen.)
+these. The question, fixed as well: covid against normal, by p_covid / (p_covid + p_normal). (The adversary came
+later: it is shown, and not chosen.)
 """
 
 import argparse
 import os
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import softmax
-from seeds import small_vit
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -39,7 +37,6 @@ from xray_utils.training import augment_strong
 TABLES = Path(__file__).resolve().parent / "tables"
 WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
 DRAWS = 2
-LARGE = 448  # pixels of "larger pictures"
 
 
 def as_it_is(pixels):
@@ -68,8 +65,8 @@ OF_RESNET = tuple(recipe for recipe in RECIPES if recipe != "as it is")
 OF_VIT = ("mild augmentation", "strong augmentation", "lung box, equalised, strong")
 OF_FEATURES = ("as it is", "strong augmentation", "equalised", "lung box, equalised", "lung box, equalised, strong",
                "only the lungs, equalised", "equal weight for each source",
-               "sources erased", "adversary for the source", "larger pictures")  # fmt: skip
-LATER = ("adversary for the source", "larger pictures")  # tried when the others had been asked: not to be chosen
+               "sources erased", "adversary for the source")  # fmt: skip
+LATER = "adversary for the source"  # tried when the others had been asked: not to be chosen
 KINDS = {"resnet18": OF_RESNET, "vit": OF_VIT, "features": OF_FEATURES}
 
 
@@ -126,8 +123,7 @@ class Probe:
     """A logistic regression on fixed features, with the face of a network: `answers(split)` is a predictions table."""
 
     def __init__(self, recipe, data, seed):
-        self.recipe = recipe
-        self.backbone = small_vit(seed, LARGE) if recipe == "larger pictures" else xu.vit(WEIGHTS, seed=seed)
+        self.recipe, self.backbone = recipe, xu.vit(WEIGHTS, seed=seed)
         train = equal_sources(data.train, seed) if "equal weight" in recipe else data.train
         copies = [train] + [varied(train, 100 + i) for i in range(1 if "strong" in recipe else 0)]
         seen = np.concatenate([self._see(copy) for copy in copies])
@@ -136,7 +132,7 @@ class Probe:
         if recipe == "sources erased":
             self.away = source_directions(seen, rows)
         with threadpool_limits(1):
-            if recipe == "adversary for the source":
+            if recipe == LATER:
                 self.model = make_pipeline(StandardScaler(), Adversary(rows.source.to_numpy(), seed))
             else:
                 self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
@@ -246,41 +242,22 @@ def ill_area(table):
     return xu.compute_metrics(asked, resamples=200)["auc_covid"]
 
 
-@cache
-def larger():
-    """The same split at `LARGE` pixels."""
-    return xu.load_data(protocol="grouped", seed=0, mirror=False, size=LARGE)
-
-
-def data_of(recipe, data):
-    """The images that a recipe is given."""
-    return larger() if recipe == "larger pictures" else data
-
-
-def at_home(data):
-    """Validation as it is, with something hidden, and as another scanner might have taken it."""
+def home(data, seeds, only=None):
+    """What each recipe is worth at home, on validation alone; the chosen ones are marked."""
     hidden = {how: xu.change_split(data.val, how) for how in ("without the lungs", "only the border")}
     hidden = {how: Split(data.val.rows, split.take(np.arange(len(split))), np.arange(len(split)))
               for how, split in hidden.items()}  # fmt: skip
-    return data.val, hidden, [varied(data.val, draw) for draw in range(DRAWS)]
-
-
-def home(data, seeds, only=None):
-    """What each recipe is worth at home, on validation alone; the chosen ones are marked."""
-    rows, sides = [], {}
+    shifted = [varied(data.val, draw) for draw in range(DRAWS)]
+    rows = []
     for kind, recipes in KINDS.items():
         for recipe in (recipe for recipe in recipes if only is None or recipe in only):
             for seed in seeds if kind != "features" else (0,):
                 if kind != "features" and not trained(kind, recipe, seed):
                     continue
-                of_it = data_of(recipe, data)
-                if of_it.settings["size"] not in sides:
-                    sides[of_it.settings["size"]] = at_home(of_it)
-                val, hidden, shifted = sides[of_it.settings["size"]]
-                answers = answers_of(kind, recipe, of_it, seed)
+                answers = answers_of(kind, recipe, data, seed)
                 row = {"network": kind, "recipe": recipe, "seed": seed}
-                row["accuracy"] = xu.compute_metrics(answers(val), resamples=1)["accuracy"]
-                row["ill : normal"] = ill_area(answers(val))
+                row["accuracy"] = xu.compute_metrics(answers(data.val), resamples=1)["accuracy"]
+                row["ill : normal"] = ill_area(answers(data.val))
                 row["ill : normal, other scanners"] = np.mean([ill_area(answers(split)) for split in shifted])
                 for how, split in hidden.items():
                     row[how] = xu.compute_metrics(answers(split), resamples=1)["accuracy"]
@@ -289,7 +266,7 @@ def home(data, seeds, only=None):
                       flush=True)  # fmt: skip
     table = pd.DataFrame(rows)
     mean = table.groupby(["network", "recipe"])["ill : normal, other scanners"].transform("mean")
-    mean = mean.where(~table.recipe.isin(LATER))
+    mean = mean.where(table.recipe.ne(LATER))
     table["chosen"] = mean.eq(mean.groupby(table.network).transform("max"))
     return table.round(4)
 
@@ -304,20 +281,19 @@ def elsewhere(data, table):
 
     One place: the sources elsewhere that hold both classes. The answers are kept beside the runs.
     """
-    images, found = xu.audit_images(xu.find_images(xu.data_dir())), {}
-    away = {size: xu.load_external(xu.external_dir(), images, size=size) for size in (224, LARGE)}
+    away = xu.load_external(xu.external_dir(), xu.audit_images(xu.find_images(xu.data_dir())))
+    sides, found = {"home": data.test, "elsewhere": away}, {}
     for kind, recipe, seed, _ in table[["network", "recipe", "seed", "chosen"]].itertuples(index=False):
-        of_it = data_of(recipe, data)
-        answers, there = answers_of(kind, recipe, of_it, seed), away[of_it.settings["size"]]
-        found[kind, recipe, seed] = {"home": answers(of_it.test), "elsewhere": answers(there)}
+        answers = answers_of(kind, recipe, data, seed)
+        found[kind, recipe, seed] = {where: answers(split) for where, split in sides.items()}
     chosen = [tuple(row) for row in table[table.chosen][["network", "recipe", "seed"]].itertuples(index=False)]
     for (kind, recipe, seed), tables in found.items():
         for where, file in {"home": "predictions.csv", "elsewhere": "elsewhere.csv"}.items():
             with whole_file(TABLES.parent / "runs" / run_name(kind, recipe, seed) / file) as path:
                 tables[where].to_csv(path, index=False)
-    first = [key for key in found if key[1] not in LATER]
-    for name, keys in {"chosen recipes together": chosen, "all but the later ones together": first}.items():
-        means = {where: together([found[key][where] for key in keys]) for where in ("home", "elsewhere")}
+    first = [key for key in found if key[1] != LATER]
+    for name, keys in {"chosen recipes together": chosen, "all but the later one together": first}.items():
+        means = {where: together([found[key][where] for key in keys]) for where in sides}
         found["ensemble", name, ""] = means
     rows, plain = [], found["resnet18", "mild augmentation", 0]["elsewhere"]
     for (kind, recipe, seed), tables in found.items():
@@ -366,7 +342,7 @@ def main():
         for seed in options.seeds:
             for kind in options.kinds or KINDS:
                 for recipe in options.recipes or KINDS[kind]:
-                    answers_of(kind, recipe, data_of(recipe, data), seed)(data_of(recipe, data).val)
+                    answers_of(kind, recipe, data, seed)(data.val)
         return
     path = TABLES / f"recipes_{options.step}.csv"
     if options.step == "home":
