@@ -279,7 +279,7 @@ def test_a_config_cannot_ask_for_a_kernel_from_the_hub(key, vit_folder, tmp_path
     folder = shutil.copytree(vit_folder, tmp_path / "weights")
     edit(folder / "config.json", **{key: "evil/kernel"})
     model = xu.vit(weights=folder)
-    assert model.config._attn_implementation == "sdpa" and model.spec == xu.vit(weights=vit_folder).spec
+    assert model.config._attn_implementation == "xray_utils" and model.spec == xu.vit(weights=vit_folder).spec
 
 
 @pytest.mark.parametrize("name", ["someone/vit", "someone/vit@main", "someone/vit@abc", models.VIT_NAME + "@main"])

@@ -292,3 +292,24 @@ def test_build_makes_the_same_network_again(name, vit_folder):
     assert torch.equal(wanted, got) and wanted.std() > 0
     assert (again.input_mean, again.input_std, again.spec) == (model.input_mean, model.input_std, spec)
     assert xu.count_parameters(again, trainable=True) == xu.count_parameters(model, trainable=True)
+
+
+def test_attention_in_bf16_is_as_exact_as_the_kernel_it_replaces(monkeypatch):
+    """Logits and gradients of the ViT, by its own attention and by PyTorch's kernel, against fp32."""
+    images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+    def found(attention, bf16):
+        model = xu.vit(weights=None)
+        model.config._attn_implementation = attention or model.config._attn_implementation
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(images).logits.float()
+        logits.square().sum().backward()
+        return logits.detach(), torch.cat([weights.grad.flatten() for weights in model.parameters()])
+
+    exact, kernel = found(None, False), found("sdpa", True)
+    assert all(map(torch.equal, exact, found("sdpa", False)))  # in fp32 it is that kernel
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("slow kernel")
+    )
+    for one, other, truth in zip(found(None, True), kernel, exact, strict=True):
+        assert 0 < (one - truth).norm() <= 1.5 * (other - truth).norm() < 0.02 * truth.norm()

@@ -23,9 +23,28 @@ SMALL_VIT = dict(hidden_size=96, num_hidden_layers=4, num_attention_heads=3, int
 
 
 def _finish(model, spec, statistics):
+    if spec["network"] == "vit":
+        from transformers import AttentionInterface
+
+        AttentionInterface.register("xray_utils", _attend)
+        model.config._attn_implementation = "xray_utils"
     model.spec = spec
     model.input_mean, model.input_std = (list(map(float, values)) for values in statistics)
     return model
+
+
+def _attend(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **options):
+    """Attention of a ViT by PyTorch's own kernel; in bf16 on a CPU, where that is slow, by two plain products.
+
+    query, key, value: [B, heads, T, width of a head]. Gives [B, T, heads, width of a head] and no weights.
+    """
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or attention_mask is not None or dropout:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        options |= dict(scaling=scaling, dropout=dropout)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    weights = (query * scaling @ key.mT).softmax(dim=-1)  # computed in fp32, kept in bf16: [B, heads, T, T]
+    return (weights @ value).transpose(1, 2).contiguous(), None
 
 
 def baseline_cnn(num_classes=3, seed=0):
