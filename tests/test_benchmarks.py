@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -15,6 +16,21 @@ sys.path.insert(0, str(HERE / "benchmarks"))
 
 import contestants  # noqa: E402
 import preparing  # noqa: E402
+
+
+class ForTrainer(nn.Module):
+    """A network as Hugging Face's Trainer wants it: by the name of its input, with a loss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, SimpleNamespace(_attn_implementation="own")
+        self.input_mean, self.input_std = model.input_mean, model.input_std
+
+    def forward(self, pixel_values, labels):
+        assert self.config._attn_implementation == "sdpa"
+        logits = self.model(pixel_values)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
 
 PEERS = {"lightning": contestants.lightning, "fastai": contestants.fastai}
 
@@ -37,15 +53,24 @@ def course(tmp_path):
     return course, seen
 
 
-@pytest.mark.parametrize("run", ["usual", "usual_with_workers", "ours", "bound", *PEERS])
+@pytest.mark.parametrize("run", ["usual", "usual_with_workers", "ours", "bound", "trainer", *PEERS])
 def test_every_contestant_trains_on_all_images_once_and_validates(run, course):
     if run in PEERS:
         pytest.importorskip(run)
     course, seen = course
+    if run == "trainer":
+        course.make = lambda make=course.make: ForTrainer(make())
     getattr(contestants, run)(course, "fp32")
     assert seen[True] == len(course.data.train) > 5
     assert seen[False] >= len(course.data.val) > 0  # Lightning tries two batches before it begins
     assert run in PEERS or seen[False] == len(course.data.val)
+
+
+def test_operations_are_counted_forwards_backwards_and_in_validation(course):
+    course, seen = course
+    layer = 2 * 48 * 3  # the one product: for the logits, for the gradient of its weights, for that of its input
+    assert contestants.operations(course) == (3 * len(course.data.train) + len(course.data.val)) * layer
+    assert seen == {True: 1, False: 1}
 
 
 def test_the_figures_are_ratios_of_neighbours_and_are_kept_beside_the_others(tmp_path, monkeypatch, capsys):

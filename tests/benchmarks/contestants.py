@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -27,6 +28,8 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TQDM_D
 for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning|fastai|transformers|torch.utils.data")
+
+MATRIX = 2048  # rows and columns of `products`
 
 
 @dataclass
@@ -142,6 +145,7 @@ def trainer(course, precision):
     from transformers import Trainer, TrainingArguments
 
     model = course.make()
+    model.config._attn_implementation = "sdpa"  # what transformers itself gives a ViT
     train, val = image_folders(course, model)
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingArguments(
@@ -187,3 +191,26 @@ def bound(course, precision):
     with torch.no_grad(), autocast:
         for size in [course.batch_size] * steps + [rest] * (rest > 0):
             logits_of(model, images[:size])
+
+
+def operations(course):
+    """Floating point operations of the products and convolutions of the epoch; to multiply and add are two."""
+    model = course.make()
+    image = to_input(course.data.train.take([0]), model, torch.device("cpu"))
+    total = 0
+    for side in (course.data.train, course.data.val):
+        training = side is course.data.train
+        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(training):
+                logits = logits_of(model.train(training), image)
+            if training:
+                logits.sum().backward()
+        total += len(side) * counter.get_total_flops()
+    return total
+
+
+def products(course, precision):
+    """As many operations in products of two large matrices: what the processor can do at its best."""
+    left, right = torch.randn(2, MATRIX, MATRIX, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[precision])
+    for _ in range(max(1, round(operations(course) / (2 * MATRIX**3)))):
+        left @ right
