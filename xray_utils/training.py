@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import textwrap
 import time
@@ -196,7 +197,7 @@ def check_environment():
     """Print OK, or what to do, for Python and each line of requirements.txt; then the device and the precision."""
     for line in report_requirements():
         print(textwrap.fill(line, 96, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
-    print(f"Device: {_device_name(Accelerator().device)}; precision: {choose_precision()}")
+    print(f"Device: {_device_name(accelerator_of().device)}; precision: {choose_precision()}")
 
 
 def _device_name(device):
@@ -217,7 +218,7 @@ def estimate_time(model, data, epochs, batch_size=32, precision="auto"):
     after, stay as they are. Raises ValueError for what `fit` would not take, RuntimeError when memory runs out.
     """
     _check_material(model, data, epochs, batch_size)
-    precision, device = choose_precision(precision), Accelerator().device
+    precision, device = choose_precision(precision), accelerator_of().device
     if data.is_sample or device.type != "cpu":
         return None
     network = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
@@ -280,9 +281,9 @@ def fit(
     per image, the training loss with its class weights; seconds and images per second (of training) are those of the
     whole epoch, validation included.
 
-    `model` itself is left as it is: a copy of it is trained. Started by `accelerate launch`, `notebook_launcher`
-    or, on CPUs, `torchrun`, the processes share each batch: `batch_size` is that of all of them, one writes, and any
-    number of them resumes.
+    `model` itself is left as it is: a copy of it is trained. Started by `torchrun`, `accelerate
+    launch --multi_gpu` or `notebook_launcher`, on GPUs or CPUs, the processes share each batch: `batch_size` is that of
+    all of them, one writes, and any number of them resumes.
     BatchNorm sees all of the batch on GPUs, and on CPUs the part of its own process.
 
     Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
@@ -298,7 +299,7 @@ def fit(
     _check_material(model, data, epochs, batch_size)
     settings["precision"] = precision
     AcceleratorState._reset_state(reset_partial_state=False)  # a notebook fits many times, at any precision
-    accelerator = Accelerator(mixed_precision=PRECISIONS[precision])
+    accelerator = accelerator_of(precision)
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 without a word
         raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
     config = _config(model, data, name, settings)
@@ -402,6 +403,12 @@ def fit(
     finally:
         accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     return load_run(folder, result.to(device))
+
+
+def accelerator_of(precision="fp32"):
+    """Accelerate's object for this process: the device, the precision, and the other processes, on CPUs too."""
+    started_with_others = "LOCAL_RANK" in os.environ  # without a GPU each would train alone, and write the same run
+    return Accelerator(mixed_precision=PRECISIONS[precision], cpu=started_with_others and not torch.cuda.is_available())
 
 
 def synchronised(model, accelerator):
