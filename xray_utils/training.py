@@ -405,10 +405,11 @@ def fit(
     return load_run(folder, result.to(device))
 
 
-def accelerator_of(precision="fp32"):
+def accelerator_of(precision=None):
     """Accelerate's object for this process: the device, the precision, and the other processes, on CPUs too."""
     started_with_others = "LOCAL_RANK" in os.environ  # without a GPU each would train alone, and write the same run
-    return Accelerator(mixed_precision=PRECISIONS[precision], cpu=started_with_others and not torch.cuda.is_available())
+    cpu = started_with_others and not torch.cuda.is_available()
+    return Accelerator(mixed_precision=PRECISIONS.get(precision), cpu=cpu)
 
 
 def synchronised(model, accelerator):
