@@ -1057,7 +1057,8 @@ def prepare(images, size=224):
         if not images.split.eq(name).any():
             raise ValueError(f"images: no rows with split {name!r}; {images.file.nunique()} images are too few.")
     root, size = _root(images), int(size)
-    files = sorted(set(images.file))
+    positions, files = images.file.factorize(sort=True)
+    files = files.tolist()
     stats, start = [], f"{root}{os.sep}"
     try:
         for file in files:
@@ -1073,11 +1074,10 @@ def prepare(images, size=224):
             print(f"prepare: the set in {folder} is incomplete or was changed; it is made again.")
         _write_prepared(root, stats, size, folder)
     pixels = np.load(folder / "images.npy", mmap_mode="r")
-    where = {file: i for i, file in enumerate(files)}
     sides = {}
     for name in SPLITS:
-        rows = images[images.split.eq(name)].reset_index(drop=True)
-        sides[name] = Split(rows, pixels, rows.file.map(where).to_numpy(np.int64))
+        here = images.split.eq(name).to_numpy()
+        sides[name] = Split(images[here].reset_index(drop=True), pixels, positions[here])
     settings = {k: images.attrs.get(k) for k in ("protocol", "seed", "mirror")}
     return PreparedData(**sides, settings={**settings, "size": size}, is_sample=is_sample(images))
 
