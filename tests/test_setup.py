@@ -517,7 +517,7 @@ def test_the_time_of_training_is_measured_and_said(home, capsys, monkeypatch):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     xu.estimate_time(model, prepared, 1, 4)
     assert "Training for 1 epoch on" in capsys.readouterr().out
-    monkeypatch.setattr(training, "Accelerator", lambda: SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(training, "Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda")))
     assert xu.estimate_time(model, prepared, 1, 4, precision="fp32") is None
 
 

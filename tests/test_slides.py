@@ -136,6 +136,9 @@ class Browser:
         self.socket.close()
 
 
+NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+
+
 def make_decks(folder, *others):
     """Decks of all notebooks, and of others, in `folder`, by the command of the README; what it says."""
     command = re.search(r"`\.venv/bin/jupyter (nbconvert [^`]*--to slides [^`]+)`", (ROOT / "README.md").read_text())[1]
@@ -163,7 +166,7 @@ def browser(tmp_path_factory):
 
 
 def test_every_notebook_is_a_deck_that_needs_no_network(decks):
-    assert [path.name.split(".")[0] for path in decks] == [p.stem for p in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    assert [path.name.split(".")[0] for path in decks] == NAMES
     for path in decks:
         text = re.sub(r"data:[^\"')]+", "data:", path.read_text(encoding="utf-8"))
         assert not re.findall(
@@ -189,38 +192,37 @@ def test_pages_and_decks_lead_to_each_other_and_a_note_on_a_page_looks_like_one(
         assert "Ask the class." in note and "next" not in note
 
 
-def test_every_slide_can_be_shown(decks, browser):
-    faults = {}
-    for path in decks:
-        browser.errors.clear()
-        browser.open(path, *SIZES[0])
-        for width, height in SIZES:
-            browser.resize(width, height)
-            browser.run("new Promise(done => requestAnimationFrame(() => done(Reveal.layout())))")
-            assert browser.run("[innerWidth, innerHeight]") == [width, height]
-            for place in browser.slides():
-                look = browser.run(LOOK)
-                if look["faults"]:
-                    faults[(path.name[:2], width, *place, look["title"])] = look["faults"]
-        if browser.errors:
-            faults[path.name] = list(browser.errors)
-    assert not faults, "\n".join(f"{where}: {what}" for where, what in faults.items())
-
-
-def test_a_slide_is_a_page_when_it_is_printed(decks, browser):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_slide_can_be_shown(name, decks, browser):
     browser.errors.clear()
-    for path in decks:
-        browser.open(path, *SIZES[0], query="?print-pdf")
-        slides = browser.run("Reveal.getTotalSlides()")
-        browser._wait(lambda: browser.run("document.querySelectorAll('.pdf-page').length"))
-        pages = browser.run(
-            "[...document.querySelectorAll('.pdf-page')].map(page => [page.querySelector('h1, h2').textContent,"
-            " page.offsetHeight, ...[...page.querySelectorAll('img, table, pre, p')].map(part =>"
-            " part.getBoundingClientRect().bottom - page.getBoundingClientRect().top)])"
-        )
-        assert len(pages) == slides
-        for title, *bottoms in pages:
-            assert max(bottoms) < 760, f"{path.name}: {title} is longer than its page"
+    browser.open(decks[NAMES.index(name)], *SIZES[0])
+    faults = {}
+    for width, height in SIZES:
+        browser.resize(width, height)
+        browser.run("new Promise(done => requestAnimationFrame(() => done(Reveal.layout())))")
+        assert browser.run("[innerWidth, innerHeight]") == [width, height]
+        for place in browser.slides():
+            look = browser.run(LOOK)
+            if look["faults"]:
+                faults[(width, *place, look["title"])] = look["faults"]
+    assert not faults, "\n".join(f"{where}: {what}" for where, what in faults.items())
+    assert not browser.errors
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_slide_is_a_page_when_it_is_printed(name, decks, browser):
+    browser.errors.clear()
+    browser.open(decks[NAMES.index(name)], *SIZES[0], query="?print-pdf")
+    slides = browser.run("Reveal.getTotalSlides()")
+    browser._wait(lambda: browser.run("document.querySelectorAll('.pdf-page').length"))
+    pages = browser.run(
+        "[...document.querySelectorAll('.pdf-page')].map(page => [page.querySelector('h1, h2').textContent,"
+        " page.offsetHeight, ...[...page.querySelectorAll('img, table, pre, p')].map(part =>"
+        " part.getBoundingClientRect().bottom - page.getBoundingClientRect().top)])"
+    )
+    assert len(pages) == slides
+    for title, *bottoms in pages:
+        assert max(bottoms) < 760, f"{title} is longer than its page"
     assert not browser.errors
 
 
