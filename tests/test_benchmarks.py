@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import xray_utils as xu
 
@@ -66,10 +67,14 @@ def test_every_contestant_trains_on_all_images_once_and_validates(run, course):
     assert run in PEERS or seen[False] == len(course.data.val)
 
 
-def test_operations_are_counted_forwards_backwards_and_in_validation(course):
+def test_operations_are_counted_once_and_done_again_as_products(course, monkeypatch):
     course, seen = course
     layer = 2 * 48 * 3  # the one product: for the logits, for the gradient of its weights, for that of its input
-    assert contestants.operations(course) == (3 * len(course.data.train) + len(course.data.val)) * layer
+    assert course.operations == (3 * len(course.data.train) + len(course.data.val)) * layer
+    monkeypatch.setattr(contestants, "MATRIX", 8)
+    with FlopCounterMode(display=False) as counter:
+        contestants.products(course, "fp32")
+    assert abs(counter.get_total_flops() - course.operations) <= 8**3
     assert seen == {True: 1, False: 1}
 
 

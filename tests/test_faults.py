@@ -277,11 +277,23 @@ def together(act):
     def one(rank):
         os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         del os.environ["ACCELERATE_USE_CPU"]  # nobody sets it
+        torch.cuda.is_available = lambda: False  # in this child
         act()
         assert training.accelerator_of().num_processes == 2  # not two who do the same
         torch.distributed.destroy_process_group()
 
     return in_children(lambda: one("0"), lambda: one("1"))
+
+
+@pytest.mark.parametrize("said", [dict(MASTER_ADDR="10.0.0.1"), dict(MASTER_ADDR="10.0.0.1", WORLD_SIZE="2")])
+def test_a_process_that_should_not_be_alone_does_not_train(said, monkeypatch):
+    """As `accelerate launch --num_machines 2` leaves hosts without a GPU; in a process that has trained before."""
+    training.accelerator_of()
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match="started with others and finds none.*--multi_gpu"):
+        xu.fit(linear(), make_data(), "alone", epochs=1, batch_size=5)
+    assert not xu.outputs_dir("runs", "alone").exists()
 
 
 LOSSES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")

@@ -275,11 +275,21 @@ def test_no_code_of_a_vit_folder_runs(spoil, mark, vit_folder, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_a_config_cannot_ask_for_a_kernel_from_the_hub(key, vit_folder, tmp_path):
+def test_a_config_cannot_ask_for_a_kernel_from_the_hub(key, vit_folder, tmp_path, monkeypatch):
+    from transformers import ViTForImageClassification
+
+    loads, asked = ViTForImageClassification.from_pretrained, []
+
+    def watched(*arguments, **options):
+        model, loading = loads(*arguments, **options)
+        asked.append(model.config._attn_implementation)
+        return model, loading
+
+    monkeypatch.setattr(ViTForImageClassification, "from_pretrained", watched)
     folder = shutil.copytree(vit_folder, tmp_path / "weights")
     edit(folder / "config.json", **{key: "evil/kernel"})
     model = xu.vit(weights=folder)
-    assert model.config._attn_implementation == "xray_utils" and model.spec == xu.vit(weights=vit_folder).spec
+    assert asked == ["sdpa"] and model.spec == xu.vit(weights=vit_folder).spec
 
 
 @pytest.mark.parametrize("name", ["someone/vit", "someone/vit@main", "someone/vit@abc", models.VIT_NAME + "@main"])

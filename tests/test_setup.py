@@ -505,6 +505,7 @@ def test_the_time_of_training_is_measured_and_said(home, capsys, monkeypatch):
     prepared.is_sample = False
     model = Slow()
     before, state = torch.get_rng_state(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    training.accelerator_of("bf16")  # of a training before
     seconds = xu.estimate_time(model, prepared, 300, 4, precision="fp32")
     said = capsys.readouterr().out
     least = 300 * (len(prepared.train) + len(prepared.val)) / 4 * 0.1
@@ -517,7 +518,9 @@ def test_the_time_of_training_is_measured_and_said(home, capsys, monkeypatch):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     xu.estimate_time(model, prepared, 1, 4)
     assert "Training for 1 epoch on" in capsys.readouterr().out
-    monkeypatch.setattr(training, "Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(
+        training, "Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+    )
     assert xu.estimate_time(model, prepared, 1, 4, precision="fp32") is None
 
 

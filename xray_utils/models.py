@@ -33,7 +33,7 @@ def _finish(model, spec, statistics):
     return model
 
 
-def _attend(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **options):
+def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **options):
     """Attention of a ViT by PyTorch's own kernel; in bf16 on a CPU, where that is slow, by two plain products.
 
     query, key, value: [B, heads, T, width of a head]. Gives [B, T, heads, width of a head] and no weights.
@@ -130,7 +130,8 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
 
     weights: a local folder with config.json and model.safetensors, a name on the Hub with the commit to take (as in
     "google/vit-large-patch16-224@<40 hex digits>"; the default is pinned to `VIT_REVISION`), or None for a small
-    random one. No code that comes with weights is run. freeze: train the head alone, on fixed features.
+    random one. No code that comes with weights is run. freeze: train the head alone, on fixed features. Save its
+    weights or `export_model`, not the object: its attention is known only where `vit` or `build` was called.
     Raises RuntimeError when the weights cannot be had, with what to do.
     """
     import transformers
@@ -161,7 +162,7 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
                     name,
                     **labels,
                     use_safetensors=True,
-                    attn_implementation="sdpa",  # as always; a hostile config.json could name a kernel to be fetched
+                    attn_implementation="sdpa",  # until `_finish`; a hostile config.json could name a kernel to fetch
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **options,

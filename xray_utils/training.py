@@ -281,9 +281,9 @@ def fit(
     per image, the training loss with its class weights; seconds and images per second (of training) are those of the
     whole epoch, validation included.
 
-    `model` itself is left as it is: a copy of it is trained. Started by `torchrun`, `accelerate
-    launch --multi_gpu` or `notebook_launcher`, on GPUs or CPUs, the processes share each batch: `batch_size` is that of
-    all of them, one writes, and any number of them resumes.
+    `model` itself is left as it is: a copy of it is trained. Started by
+    `accelerate launch --multi_gpu`, `torchrun` or `notebook_launcher`, on GPUs or CPUs, the processes share each
+    batch: `batch_size` is that of all of them, one writes, and any number of them resumes.
     BatchNorm sees all of the batch on GPUs, and on CPUs the part of its own process.
 
     Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
@@ -298,7 +298,6 @@ def fit(
     _check_settings(name, **settings)
     _check_material(model, data, epochs, batch_size)
     settings["precision"] = precision
-    AcceleratorState._reset_state(reset_partial_state=False)  # a notebook fits many times, at any precision
     accelerator = accelerator_of(precision)
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 without a word
         raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
@@ -406,10 +405,22 @@ def fit(
 
 
 def accelerator_of(precision=None):
-    """Accelerate's object for this process: the device, the precision, and the other processes, on CPUs too."""
-    started_with_others = "LOCAL_RANK" in os.environ  # without a GPU each would train alone, and write the same run
-    cpu = started_with_others and not torch.cuda.is_available()
-    return Accelerator(mixed_precision=PRECISIONS.get(precision), cpu=cpu)
+    """Accelerate's object for this process: the device, the precision, and the other processes, on CPUs too.
+
+    Raises RuntimeError for a process that was started with others and finds none: each would write the same run.
+    """
+    if precision:  # a notebook fits many times, at any
+        AcceleratorState._reset_state(reset_partial_state=False)
+    several, mixed = int(os.environ.get("WORLD_SIZE", 1)) > 1, PRECISIONS[precision] if precision else None
+    no_gpu = not (torch.cuda.is_available() or torch.xpu.is_available())
+    accelerator = Accelerator(mixed_precision=mixed, cpu=several and no_gpu)  # else it would not look for others
+    others = several or ("MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ)
+    if others and accelerator.num_processes == 1:
+        raise RuntimeError(
+            "fit: this process was started with others and finds none. Start them with torchrun or with "
+            "accelerate launch --multi_gpu (on CPUs, too), or unset WORLD_SIZE and MASTER_ADDR."
+        )
+    return accelerator
 
 
 def synchronised(model, accelerator):

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,6 +42,21 @@ class Course:
     make: object  # the network, anew
     lr: float
     batch_size: int = 32
+
+    @cached_property
+    def operations(self):
+        """Floating point operations of its products and convolutions in an epoch; to multiply and add are two."""
+        model, total = self.make(), 0
+        image = to_input(self.data.train.take([0]), model, torch.device("cpu"))
+        for side in (self.data.train, self.data.val):
+            training = side is self.data.train
+            with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+                with torch.set_grad_enabled(training):
+                    logits = logits_of(model.train(training), image)
+                if training:
+                    logits.sum().backward()
+            total += len(side) * counter.get_total_flops()
+        return total
 
 
 def folders(data, root):
@@ -193,24 +209,8 @@ def bound(course, precision):
             logits_of(model, images[:size])
 
 
-def operations(course):
-    """Floating point operations of the products and convolutions of the epoch; to multiply and add are two."""
-    model = course.make()
-    image = to_input(course.data.train.take([0]), model, torch.device("cpu"))
-    total = 0
-    for side in (course.data.train, course.data.val):
-        training = side is course.data.train
-        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
-            with torch.set_grad_enabled(training):
-                logits = logits_of(model.train(training), image)
-            if training:
-                logits.sum().backward()
-        total += len(side) * counter.get_total_flops()
-    return total
-
-
 def products(course, precision):
-    """As many operations in products of two large matrices: what the processor can do at its best."""
+    """As many operations in products of two large matrices, which no cache and no layout holds up."""
     left, right = torch.randn(2, MATRIX, MATRIX, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[precision])
-    for _ in range(max(1, round(operations(course) / (2 * MATRIX**3)))):
+    for _ in range(max(1, round(course.operations / (2 * MATRIX**3)))):
         left @ right
