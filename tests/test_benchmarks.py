@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,3 +111,33 @@ def test_what_preparing_is_measured_on(tmp_path, monkeypatch):
     assert 0 < off["mean"] <= off["99.9 %"] <= off["greatest"] < 20
     many = preparing.many(1, None)
     assert [*many] == ["6 images", "12 images"] and all(50 < one["peak_memory_MB"] < 5000 for one in many.values())
+
+
+def test_the_table_of_speed_is_what_was_measured():
+    """Each cell of results/README.md: images a second, and in brackets how many times as fast `fit` is."""
+    root = HERE.parent / "results"
+    parts = json.loads((root / "benchmarks.json").read_text())
+    parts = [
+        parts[part]["figures"]["contestants"] for part in parts if part.startswith(("resnet18", "baseline", "vit"))
+    ]
+    table = re.search(r"\| \| ResNet18 .*?\n\n", (root / "README.md").read_text(encoding="utf-8"), re.S)[0]
+    names = {
+        "`fit`": "ours",
+        "the arithmetic alone": "bound",
+        "as many operations in products of 2048 x 2048": "matrix products",
+    }
+    seen, above = 0, ""
+    for line in table.strip().splitlines()[2:]:
+        label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        precision = re.search("fp32|bf16", label)[0]
+        name = re.sub(r", (fp32|bf16)|\*\*|;.*| \(.*?\)", "", label)
+        name = above = above if name == "the same" else names.get(name, name)
+        for cell, figures in zip(cells, parts, strict=True):
+            assert bool(cell) == (f"{name}, {precision}" in figures), line
+            if cell:
+                found = figures[f"{name}, {precision}"]
+                wanted = found["images_per_second"][:1] + found["ours_is_faster_by"]
+                for number, value in zip(re.findall(r"[\d.]+", cell), wanted, strict=False):
+                    assert abs(float(number) - value) <= 0.5001 * 10 ** -len(number.partition(".")[2]), line
+                    seen += 1
+    assert seen > 90
