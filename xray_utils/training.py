@@ -281,13 +281,14 @@ def fit(
     per image, the training loss with its class weights; seconds and images per second (of training) are those of the
     whole epoch, validation included.
 
-    `model` itself is left as it is: a copy of it is trained. Started by
-    `accelerate launch --multi_gpu`, `torchrun` or `notebook_launcher`, on GPUs or CPUs, the processes share each
-    batch: `batch_size` is that of all of them, one writes, and any number of them resumes.
+    `model` itself is left as it is: a copy of it is trained. Processes started by `accelerate launch --multi_gpu`,
+    `torchrun` or `notebook_launcher`, on GPUs or CPUs, share each batch: `batch_size` is that of all of them, one
+    writes, and any number of them resumes.
     BatchNorm sees all of the batch on GPUs, and on CPUs the part of its own process.
 
     Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
-    RuntimeError when memory runs out, with a batch size to try, and OSError when the run folder cannot be written.
+    RuntimeError when memory runs out, with a batch size to try, or when a process that was started with others finds
+    none, and OSError when the run folder cannot be written.
     """
     precision = choose_precision(precision)
     settings = dict(
@@ -409,7 +410,7 @@ def accelerator_of(precision=None):
 
     Raises RuntimeError for a process that was started with others and finds none: each would write the same run.
     """
-    if precision:  # a notebook fits many times, at any
+    if precision:  # a notebook fits many times, now at this one, now at that
         AcceleratorState._reset_state(reset_partial_state=False)
     several, mixed = int(os.environ.get("WORLD_SIZE", 1)) > 1, PRECISIONS[precision] if precision else None
     no_gpu = not (torch.cuda.is_available() or torch.xpu.is_available())
