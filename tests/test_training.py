@@ -833,10 +833,8 @@ def test_each_network_can_overfit_ten_phantoms(network, images, phantoms, tmp_pa
     wanted = {"covid": 4, "normal": 3, "virus": 3}
     ten = pd.concat([images[images.label.eq(name)].drop_duplicates("group")[:n] for name, n in wanted.items()])
     ten = ten.assign(mirrored=False)
-    repeats = 20 if network == "resnet18" else 32
-    table = pd.concat(
-        [ten.assign(split=side) for side in ["train"] * repeats + ["val", "test"]]
-    )  # as many steps an epoch
+    repeats = 20 if network == "resnet18" else 32  # as many steps an epoch
+    table = pd.concat([ten.assign(split=side) for side in ["train"] * repeats + ["val", "test"]])
     table.attrs = images.attrs
     data = phantoms(table, 32)
     make, options = {
