@@ -30,16 +30,17 @@ import torch  # noqa: E402
 import xray_utils as xu  # noqa: E402
 
 TWO = ("fp32", "bf16")
-FIELD = [("ours", c.ours, TWO), ("bound", c.bound, TWO), ("usual loop, 0 workers", c.usual, TWO),
+FIELD = [("ours", c.ours, TWO), ("bound", c.bound, TWO),
+         ("bound, memory kept", c.bound_with_memory_kept, TWO), ("usual loop, 0 workers", c.usual, TWO),
          ("usual loop, 2 workers", c.usual_with_workers, TWO), ("Lightning", c.lightning, TWO),
          ("fastai", c.fastai, TWO[:1])]  # fmt: skip
 PRODUCTS = ("matrix products", c.products, TWO)
 ENTRIES = {  # part: network, learning rate, pixels of the longer side of the files (None: as they are), contestants
     "resnet18": (xu.resnet18, 1e-3, None, [*FIELD, PRODUCTS]),
     "baseline_cnn": (xu.baseline_cnn, 1e-3, None, FIELD),
-    "baseline_cnn, files of 1500 px": (xu.baseline_cnn, 1e-3, 1500, FIELD[:4]),
+    "baseline_cnn, files of 1500 px": (xu.baseline_cnn, 1e-3, 1500, FIELD[:5]),
     "vit": (lambda: xu.vit(os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)), 5e-5, None,
-            [*FIELD[:2], PRODUCTS, ("HF Trainer", c.trainer, TWO)]),
+            [*FIELD[:3], PRODUCTS, ("HF Trainer", c.trainer, TWO)]),
 }  # fmt: skip
 PARTS = [*ENTRIES, *preparing.PARTS]
 PACKAGES = ("lightning", "fastai", *figures.PACKAGES)

@@ -23,7 +23,7 @@ from torchvision.datasets import ImageFolder
 
 import xray_utils as xu
 from xray_utils.models import logits_of
-from xray_utils.training import to_input
+from xray_utils.training import memory_kept, to_input
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
@@ -207,6 +207,12 @@ def bound(course, precision):
     with torch.no_grad(), autocast:
         for size in [course.batch_size] * steps + [rest] * (rest > 0):
             logits_of(model, images[:size])
+
+
+def bound_with_memory_kept(course, precision):
+    """The same, with `memory_kept` as in `fit`: what it gives, and what `fit` costs beside it."""
+    with memory_kept():
+        bound(course, precision)
 
 
 def products(course, precision):
