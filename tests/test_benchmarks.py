@@ -55,7 +55,9 @@ def course(tmp_path):
     return course, seen
 
 
-@pytest.mark.parametrize("run", ["usual", "usual_with_workers", "ours", "bound", "bound_with_memory_kept", "trainer", *PEERS])
+@pytest.mark.parametrize(
+    "run", ["usual", "usual_with_workers", "ours", "bound", "bound_with_memory_kept", "trainer", *PEERS]
+)
 def test_every_contestant_trains_on_all_images_once_and_validates(run, course):
     if run in PEERS:
         pytest.importorskip(run)

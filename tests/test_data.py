@@ -534,6 +534,67 @@ def test_unreadable_rows_have_a_reason_and_are_left_out(tmp_path):
         assert set(split.file) == set(images.file) - set(bad.file)
 
 
+def test_a_file_is_audited_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    for i in range(30):
+        draw(tmp_path / "normal" / f"{i:02d}.png", i)
+    draw_tree(tmp_path, ["covid/a.png", "covid/b.png"])
+    (tmp_path / "normal" / "broken.png").write_text("no image")
+    read, audit_one = [], data._audit_one
+    monkeypatch.setattr(data, "_audit_one", lambda path: read.append(path.name) or audit_one(path))
+
+    def audit(near=0.95):
+        read.clear()
+        return data.audit_images(data.find_images(tmp_path), near)
+
+    first = audit()
+    assert len(read) == 33
+    pd.testing.assert_frame_equal(audit(), first)
+    assert read == ["broken.png"]
+    draw(tmp_path / "normal" / "new.png", 77)
+    draw(tmp_path / "normal" / "03.png", 5)  # now the same as 05.png
+    os.utime(tmp_path / "normal" / "04.png", (1, 1))
+    changed = audit().set_index("file")
+    assert sorted(read) == ["03.png", "04.png", "broken.png", "new.png"]
+    assert changed.duplicate["normal/05.png"] == "exact"
+    (noted,) = data.outputs_dir("audited").iterdir()
+    draw(tmp_path / "normal" / "03.png", 3)
+    audit()
+    os.remove(tmp_path / "normal" / "new.png")
+    again = audit(near=0.9)  # what is compared is not kept
+    assert read == ["broken.png"] and len(np.load(noted)["path"]) == 33
+    pd.testing.assert_frame_equal(again, first)
+
+
+def test_files_of_another_folder_are_other_files(tmp_path):
+    for folder, blue in (("one", 50), ("two", 90)):
+        for label in ("covid", "normal"):
+            path = tmp_path / folder / label / "a.bmp"  # of the same size
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (7, 5), (10, 20, blue)).save(path)
+            os.utime(path, (1, 1))
+        assert data.audit_images(data.find_images(tmp_path / folder)).tint.eq(blue - 10).all()
+
+
+def test_an_audit_that_cannot_be_kept_says_so_and_is_given(tmp_path, capsys):
+    draw_tree(tmp_path, ["covid/a.png", "normal/b.png"])
+    data.outputs_dir().mkdir()
+    data.outputs_dir("audited").write_text("no folder")
+    assert data.audit_images(data.find_images(tmp_path)).problem.eq("").all()
+    assert "reads all files again: outputs: cannot write to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK no archive", "half"])
+def test_a_broken_note_of_an_audit_is_made_again(content, tmp_path):
+    draw_tree(tmp_path, ["covid/a.png", "normal/b.png"])
+    images = data.find_images(tmp_path)
+    first = data.audit_images(images)
+    (noted,) = data.outputs_dir("audited").iterdir()
+    whole = noted.read_bytes()
+    noted.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    pd.testing.assert_frame_equal(data.audit_images(images), first)
+    assert len(np.load(noted)["path"]) == 2
+
+
 @pytest.mark.parametrize("broken, error", [(1, False), (2, True)])
 def test_a_class_may_lose_a_tenth_but_no_more(broken, error, tmp_path):
     for i in range(10):
@@ -713,6 +774,8 @@ def test_audit_can_be_called_again(sample):
 
 
 def test_audit_leaves_images_and_warning_filters_alone(tmp_path, monkeypatch):
+    import scipy.sparse.csgraph  # noqa: F401  (loaded at first use, it has filters of its own)
+
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     folder = shutil.copytree(data.data_dir(), tmp_path / "sample")
     before, filters = hashes(folder), list(warnings.filters)

@@ -4,7 +4,6 @@ import inspect
 import itertools
 import json
 import math
-import os
 import platform
 import subprocess
 import sys

@@ -70,6 +70,7 @@ CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves i
 SPLITS = ("train", "val", "test")
 SUMMED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is summed when it is opened
 PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
+AUDIT_VERSION = 1  # part of the key: raise it when what `_audit_one` gives for a file changes
 DRAFT = 448  # pixels: a JPEG whose sides keep so many is audited at a half, a quarter or an eighth of its size
 
 
@@ -817,6 +818,42 @@ def _audit_one(path):
     return row, thumbnail / max(np.linalg.norm(thumbnail), 1e-6)
 
 
+def _audited(root, files):
+    """What `_audit_one` gives for each of `files`: a table, and thumbnails [N, 32 * 32].
+
+    Of files that can be read it is kept in `outputs/audited/<key of root>.npz`, and taken from there as long as their
+    size and time stay as they were.
+    """
+    path = outputs_dir("audited", hashlib.sha256(f"{AUDIT_VERSION} {root}".encode()).hexdigest()[:16] + ".npz")
+    mark, marks, start = ["path", "bytes", "mtime_ns"], [], f"{root}{os.sep}"
+    for file in files:
+        try:
+            found = os.stat(start + file)
+            marks.append((file, found.st_size, found.st_mtime_ns))
+        except (OSError, ValueError):  # `_audit_one` says why
+            marks.append((file, -1, -1))
+    table, thumbnails = pd.DataFrame(columns=mark), np.zeros((0, 32 * 32), np.float32)
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as kept:
+        columns = {name: kept[name].tolist() for name in kept.files if name != "thumbnails"}
+        table, thumbnails = pd.DataFrame(columns), kept["thumbnails"]
+    places = {row: i for i, row in enumerate(table[mark].itertuples(index=False, name=None))}
+    if new := [row for row in dict.fromkeys(marks) if row not in places]:
+        found = _in_threads(_audit_one, [root / file for file, *_ in new], "audit")
+        rows = [dict(zip(mark, row, strict=True)) | more for row, (more, _) in zip(new, found, strict=True)]
+        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if places else pd.DataFrame(rows)
+        thumbnails = np.concatenate([thumbnails, [thumbnail for _, thumbnail in found]])
+        places |= {row: len(places) + i for i, row in enumerate(new)}
+        keep = table.problem.eq("") & ~table.path.duplicated(keep="last")  # the last: as the file is now
+        columns = {name: np.array(table[name][keep].tolist()) for name in table}
+        try:
+            with whole_file(path) as part, open(part, "wb") as archive:
+                np.savez(archive, thumbnails=thumbnails[keep], **columns)
+        except OSError as error:
+            print(f"The next audit reads all files again: {error}")
+    places = [places[row] for row in marks]
+    return table.drop(columns=mark).iloc[places].reset_index(drop=True), thumbnails[places]
+
+
 def _in_threads(function, items, title):
     """`function` of each item, in order, on all cores, with a progress bar."""
     with warnings.catch_warnings():  # read_image changes the filters in each thread: put them back once, at the end
@@ -845,17 +882,17 @@ def audit_images(images, near=0.95):
     `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
     "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "". `alike`
     is one name for all images that are duplicates of each other, whosever they are. A file that cannot be read keeps
-    its row, with the reason in `problem`; `split_images` leaves it out. How many there are is said aloud.
+    its row, with the reason in `problem`; `split_images` leaves it out. How many there are is said aloud. A file is
+    read once: what was found is kept in `outputs/audited/` for as long as its size and time stay as they were.
 
     Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
     """
     root = _root(images)
     check_number("near", near, lambda r: 0 < r <= 1, "a correlation above 0 and at most 1")
     check_table("images", images, ["file", "label", "group"], "find_images")
-    paths = [root / file for file in images.file]
-    rows, thumbnails = zip(*_in_threads(_audit_one, paths, "audit"), strict=True)
-    audited = images.drop(columns=[*rows[0], "duplicate", "alike"], errors="ignore").reset_index(drop=True)
-    audited = pd.concat([audited, pd.DataFrame(rows)], axis=1)
+    table, thumbnails = _audited(root, images.file)
+    audited = images.drop(columns=[*table, "duplicate", "alike"], errors="ignore").reset_index(drop=True)
+    audited = pd.concat([audited, table], axis=1)
     lost = audited.problem.ne("").groupby(audited.label).mean()
     if lost.any():
         broken = audited[audited.problem.ne("")]
@@ -866,7 +903,7 @@ def audit_images(images, near=0.95):
                 "Fetch the set again, or remove these files."
             )
         print(f"Left out of every split: {len(broken)} of {len(audited)} images cannot be read; {first}")
-    audited["duplicate"], audited["alike"], audited["group"] = _join_duplicates(audited, np.array(thumbnails), near)
+    audited["duplicate"], audited["alike"], audited["group"] = _join_duplicates(audited, thumbnails, near)
     audited.attrs = dict(images.attrs)
     return audited
 
@@ -905,7 +942,8 @@ def _join_duplicates(images, thumbnails, near, tile=2048):
         n = unit.max() + 1
         links = scipy.sparse.coo_array((np.ones(len(left)), (unit[left], unit[right])), (n, n))
         component = scipy.sparse.csgraph.connected_components(links, directed=False)[1][unit]
-        joined.append(names.groupby(component).transform("min"))
+        codes, sorted_names = names.factorize(sort=True)  # of numbers pandas finds the least without a call a group
+        joined.append(sorted_names.take(pd.Series(codes).groupby(component).transform("min")))
     return kind, *joined
 
 

@@ -17,7 +17,7 @@ from .data import (
     SPLITS,
     PreparedData,
     Split,
-    _audit_one,
+    _audited,
     _root,
     audit_images,
     check_array,
@@ -326,10 +326,7 @@ def load_external(folder, images, size=224, near=0.95):
     check_size(size)
     external = audit_images(find_images(folder, least_classes=1), near)
     external = external[external.problem.eq("")].reset_index(drop=True)
-    ours, theirs = (
-        np.array([_audit_one(_root(table) / file)[1] for file in table.file[table.problem.eq("")]])
-        for table in (images, external)
-    )
+    ours, theirs = (_audited(_root(table), table.file[table.problem.eq("")])[1] for table in (images, external))
     mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
     twin = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
     patient = (external.patient.notna() & external.patient.isin(images.patient)).to_numpy()
