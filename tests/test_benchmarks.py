@@ -129,12 +129,13 @@ def test_the_table_of_speed_is_what_was_measured():
         "the arithmetic alone, memory kept": "bound, memory kept",
         "as many operations in products of 2048 x 2048": "matrix products",
     }
-    seen, above = 0, ""
+    seen, above, rows = 0, "", set()
     for line in table.strip().splitlines()[2:]:
         label, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         precision = re.search("fp32|bf16", label)[0]
         name = re.sub(r", (fp32|bf16)|\*\*|;.*| \(.*?\)", "", label)
         name = above = above if name == "the same" else names.get(name, name)
+        rows.add(f"{name}, {precision}")
         for cell, figures in zip(cells, parts, strict=True):
             assert bool(cell) == (f"{name}, {precision}" in figures), line
             if cell:
@@ -143,4 +144,4 @@ def test_the_table_of_speed_is_what_was_measured():
                 for number, value in zip(re.findall(r"[\d.]+", cell), wanted, strict=False):
                     assert abs(float(number) - value) <= 0.5001 * 10 ** -len(number.partition(".")[2]), line
                     seen += 1
-    assert seen > 90
+    assert seen > 90 and rows == set().union(*parts)

@@ -552,12 +552,15 @@ def test_a_file_is_audited_once_and_again_when_it_changed(tmp_path, monkeypatch)
     assert read == ["broken.png"]
     draw(tmp_path / "normal" / "new.png", 77)
     draw(tmp_path / "normal" / "03.png", 5)  # now the same as 05.png
+    os.utime(tmp_path / "normal" / "03.png", (2, 2))
     os.utime(tmp_path / "normal" / "04.png", (1, 1))
+    os.chmod(tmp_path / "normal" / "06.png", 0o600)
     changed = audit().set_index("file")
-    assert sorted(read) == ["03.png", "04.png", "broken.png", "new.png"]
+    assert sorted(read) == ["03.png", "04.png", "06.png", "broken.png", "new.png"]
     assert changed.duplicate["normal/05.png"] == "exact"
     (noted,) = data.outputs_dir("audited").iterdir()
     draw(tmp_path / "normal" / "03.png", 3)
+    os.utime(tmp_path / "normal" / "03.png", (3, 3))
     audit()
     os.remove(tmp_path / "normal" / "new.png")
     again = audit(near=0.9)  # what is compared is not kept
@@ -580,19 +583,22 @@ def test_an_audit_that_cannot_be_kept_says_so_and_is_given(tmp_path, capsys):
     data.outputs_dir().mkdir()
     data.outputs_dir("audited").write_text("no folder")
     assert data.audit_images(data.find_images(tmp_path)).problem.eq("").all()
-    assert "reads all files again: outputs: cannot write to" in capsys.readouterr().out
+    assert "not kept for the next time. outputs: cannot write to" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"PK no archive", "half"])
-def test_a_broken_note_of_an_audit_is_made_again(content, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "half", "foreign"])
+def test_a_broken_note_of_an_audit_is_made_again(content, tmp_path, capsys):
     draw_tree(tmp_path, ["covid/a.png", "normal/b.png"])
     images = data.find_images(tmp_path)
     first = data.audit_images(images)
     (noted,) = data.outputs_dir("audited").iterdir()
     whole = noted.read_bytes()
-    noted.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    noted.write_bytes(whole[: len(whole) // 2] if content == "half" else content if content != "foreign" else b"")
+    if content == "foreign":
+        np.savez(noted, thumbnails=np.ones((5, 1024), np.float32), names=np.arange(5))
     pd.testing.assert_frame_equal(data.audit_images(images), first)
     assert len(np.load(noted)["path"]) == 2
+    assert "is broken" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("broken, error", [(1, False), (2, True)])

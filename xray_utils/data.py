@@ -822,34 +822,43 @@ def _audited(root, files):
     """What `_audit_one` gives for each of `files`: a table, and thumbnails [N, 32 * 32].
 
     Of files that can be read it is kept in `outputs/audited/<key of root>.npz`, and taken from there as long as their
-    size and time stay as they were.
+    size, time and permissions stay as they were.
     """
-    path = outputs_dir("audited", hashlib.sha256(f"{AUDIT_VERSION} {root}".encode()).hexdigest()[:16] + ".npz")
-    mark, marks, start = ["path", "bytes", "mtime_ns"], [], f"{root}{os.sep}"
+    folder, mark, marks = os.path.abspath(root), ["path", "bytes", "mtime_ns", "ctime_ns"], []
     for file in files:
         try:
-            found = os.stat(start + file)
-            marks.append((file, found.st_size, found.st_mtime_ns))
+            found = os.stat(f"{root}{os.sep}{file}")
+            marks.append((file, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
         except (OSError, ValueError):  # `_audit_one` says why
-            marks.append((file, -1, -1))
-    table, thumbnails = pd.DataFrame(columns=mark), np.zeros((0, 32 * 32), np.float32)
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as kept:
-        columns = {name: kept[name].tolist() for name in kept.files if name != "thumbnails"}
-        table, thumbnails = pd.DataFrame(columns), kept["thumbnails"]
-    places = {row: i for i, row in enumerate(table[mark].itertuples(index=False, name=None))}
-    if new := [row for row in dict.fromkeys(marks) if row not in places]:
-        found = _in_threads(_audit_one, [root / file for file, *_ in new], "audit")
+            marks.append((file, -1, -1, -1))
+    path = outputs_dir("audited", hashlib.sha256(f"{AUDIT_VERSION} {folder}".encode()).hexdigest()[:16] + ".npz")
+    table, thumbnails, places = pd.DataFrame(columns=mark), np.zeros((0, 32 * 32), np.float32), {}
+    if os.path.isfile(path):
+        try:
+            with np.load(path) as kept:
+                columns = {name: kept[name] for name in kept.files}
+            before = (
+                columns.pop("thumbnails"),
+                pd.DataFrame({name: part.tolist() for name, part in columns.items()}),
+            )
+            places = {row: i for i, row in enumerate(before[1][mark].itertuples(index=False, name=None))}
+            thumbnails, table = before
+        except Exception as error:  # whatever a reader makes of broken bytes
+            print(f"audit: {path} is broken ({type(error).__name__}); all files are read again.")
+    new = [row for row in dict.fromkeys(marks) if row not in places]
+    if found := _in_threads(_audit_one, [root / file for file, *_ in new], "audit"):
         rows = [dict(zip(mark, row, strict=True)) | more for row, (more, _) in zip(new, found, strict=True)]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if places else pd.DataFrame(rows)
         thumbnails = np.concatenate([thumbnails, [thumbnail for _, thumbnail in found]])
         places |= {row: len(places) + i for i, row in enumerate(new)}
         keep = table.problem.eq("") & ~table.path.duplicated(keep="last")  # the last: as the file is now
-        columns = {name: np.array(table[name][keep].tolist()) for name in table}
-        try:
-            with whole_file(path) as part, open(part, "wb") as archive:
-                np.savez(archive, thumbnails=thumbnails[keep], **columns)
-        except OSError as error:
-            print(f"The next audit reads all files again: {error}")
+        if keep[-len(new) :].any():
+            columns = {name: np.array(table[name][keep].tolist()) for name in table}
+            try:
+                with whole_file(path) as part, open(part, "wb") as archive:
+                    np.savez(archive, thumbnails=thumbnails if keep.all() else thumbnails[keep], **columns)
+            except OSError as error:
+                print(f"audit: what was found is not kept for the next time. {error}")
     places = [places[row] for row in marks]
     return table.drop(columns=mark).iloc[places].reset_index(drop=True), thumbnails[places]
 
@@ -882,8 +891,8 @@ def audit_images(images, near=0.95):
     `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
     "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "". `alike`
     is one name for all images that are duplicates of each other, whosever they are. A file that cannot be read keeps
-    its row, with the reason in `problem`; `split_images` leaves it out. How many there are is said aloud. A file is
-    read once: what was found is kept in `outputs/audited/` for as long as its size and time stay as they were.
+    its row, with the reason in `problem`; `split_images` leaves it out. How many there are is said aloud. What was
+    found of the others is kept in `outputs/audited/`, and they are read again when size, time or permissions change.
 
     Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
     """
@@ -1148,7 +1157,8 @@ def _named(file):
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"images: {file!r} cannot be read ({reason}). Run audit_images first: it leaves such files out."
+            f"images: {file!r} cannot be read ({reason}). Run audit_images first: it leaves such files out "
+            "(once read well, they are read again when outputs/audited is removed)."
         ) from error
 
 

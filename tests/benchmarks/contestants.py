@@ -23,7 +23,7 @@ from torchvision.datasets import ImageFolder
 
 import xray_utils as xu
 from xray_utils.models import logits_of
-from xray_utils.training import memory_kept, to_input
+from xray_utils.training import channels_first_for_few, memory_kept, to_input
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
@@ -186,9 +186,10 @@ def ours(course, precision):
     shutil.rmtree(xu.outputs_dir("runs", name))
 
 
-def bound(course, precision):
+def bound(course, precision, prepare=lambda model: None):
     """The arithmetic alone: as many steps, and answers, on one batch that lies in memory as the network wants it."""
     model = course.make().to(memory_format=torch.channels_last)
+    prepare(model)
     pixels = course.data.train.take(range(course.batch_size))
     images = to_input(pixels, model, torch.device("cpu")).contiguous(memory_format=torch.channels_last)
     labels = torch.tensor(course.data.train.labels[: course.batch_size])
@@ -210,9 +211,9 @@ def bound(course, precision):
 
 
 def bound_with_memory_kept(course, precision):
-    """The same, with `memory_kept` as in `fit`: what it gives, and what `fit` costs beside it."""
+    """The same with what `fit` does about memory: what that gives, and what `fit` costs beside the arithmetic."""
     with memory_kept():
-        bound(course, precision)
+        bound(course, precision, lambda model: channels_first_for_few(model, torch.device("cpu")))
 
 
 def products(course, precision):
