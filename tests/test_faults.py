@@ -425,8 +425,9 @@ def test_a_changed_prepared_set_is_found_made_again_and_said(what, table, capsys
 
 
 def test_a_large_set_that_changed_without_its_time_is_other_data(table, monkeypatch, capsys):
-    """It is not summed when it is opened; `fit` finds out."""
+    """It is never summed, which would bring all of it into memory; `fit` finds out."""
     monkeypatch.setattr(xray_data, "SUMMED", 1000)
+    monkeypatch.setattr(xray_data, "_crc32", lambda path: pytest.fail("a large set was summed"))
     _, folder, _ = prepared(table)
     fit(xu.prepare(table, size=16))
     flip_and_hide(folder)

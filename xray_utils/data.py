@@ -1202,7 +1202,8 @@ def _write_prepared(root, stats, size, folder):
         stat = os.stat(whole / "images.npy")
         meta = {"version": PREPARED_VERSION, "root": str(root), "images": len(files), "size": size}
         meta |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        meta["crc32"] = _crc32(whole / "images.npy")
+        if stat.st_size <= SUMMED:
+            meta["crc32"] = _crc32(whole / "images.npy")
         (whole / "meta.json").write_text(json.dumps(meta))
         try:
             os.replace(whole, folder)
