@@ -123,8 +123,9 @@ class _Layout(torch.autograd.Function):
 def channels_first_for_few(model, device):
     """Hooks, to be removed, by which BatchNorm on a CPU gets few channels first in memory, not last.
 
-    Where they are last PyTorch works on as many as fit into a register, and on those left over one by one: of eight,
-    in bf16 or fp32 with AVX-512, ten times as slow. The numbers stay, but for rounding.
+    Where they are last PyTorch is slow on channels that do not fill registers of 16 numbers: on eight, with AVX-512,
+    two (fp32) to ten times (bf16) as slow as where they are first; on 16 or many it is not. The numbers stay, but for
+    rounding.
     """
     hooks, orders = [], (torch.contiguous_format, torch.channels_last)
     for layer in model.modules() if device.type == "cpu" else ():

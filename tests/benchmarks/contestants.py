@@ -211,7 +211,7 @@ def bound(course, precision, prepare=lambda model: None):
 
 
 def bound_with_memory_kept(course, precision):
-    """The same with what `fit` does about memory: what that gives, and what `fit` costs beside the arithmetic."""
+    """The same, with memory kept and few channels first, as in `fit`: what these give, and what `fit` costs beside."""
     with memory_kept():
         bound(course, precision, lambda model: channels_first_for_few(model, torch.device("cpu")))
 
