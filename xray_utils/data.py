@@ -161,7 +161,7 @@ def progress(iterable, what, total=None):
     Of several processes the first alone has one.
     """
     off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or os.environ.get("RANK", "0") != "0"
-    return tqdm(iterable, what, total, leave=False, disable=off)
+    return tqdm(iterable, what, total, leave=False, disable=off or total == 0)
 
 
 @contextmanager
