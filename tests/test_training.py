@@ -264,6 +264,7 @@ def test_a_layer_behind_few_channels_may_work_in_place():
     training.channels_first_for_few(model, torch.device("cpu"))
     model(torch.randn(4, 3, 1, 1)).sum().backward()
     assert model[0].weight.grad.isfinite().all()
+    assert model[1](input=torch.randn(4, 8, 2, 2)).shape == (4, 8, 2, 2)  # given by its name it stays as it lies
 
 
 def test_fit_leaves_no_hook_behind(data, first):

@@ -130,8 +130,9 @@ def channels_first_for_few(model, device):
     hooks, orders = [], (torch.contiguous_format, torch.channels_last)
     for layer in model.modules() if device.type == "cpu" else ():
         if type(layer) is torch.nn.BatchNorm2d and layer.num_features < 32 and layer.num_features % 16:
-            hooks.append(layer.register_forward_pre_hook(lambda _, images: _Layout.apply(*images, *orders)))
-            hooks.append(layer.register_forward_hook(lambda _, images, output: _Layout.apply(output, *orders[::-1])))
+            first = layer.register_forward_pre_hook(lambda _, given: _Layout.apply(*given, *orders) if given else None)
+            last = layer.register_forward_hook(lambda _, given, output: _Layout.apply(output, *orders[::-1]))
+            hooks += [first, last]
     return hooks
 
 
