@@ -71,6 +71,7 @@ SPLITS = ("train", "val", "test")
 SUMMED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is summed when it is opened
 PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
 AUDIT_VERSION = 1  # part of the key: raise it when what `_audit_one` gives for a file changes
+MARK = ["path", "bytes", "mtime_ns", "ctime_ns"]  # an audited file that has another one is read again
 DRAFT = 448  # pixels: a JPEG whose sides keep so many is audited at a half, a quarter or an eighth of its size
 
 
@@ -824,34 +825,22 @@ def _audited(root, files):
     Of files that can be read it is kept in `outputs/audited/<key of root>.npz`, and taken from there as long as their
     size, time and (but on Windows) permissions stay as they were.
     """
-    folder, mark, marks = os.path.abspath(root), ["path", "bytes", "mtime_ns", "ctime_ns"], []
+    key = hashlib.sha256(f"{AUDIT_VERSION} {os.path.abspath(root)}".encode()).hexdigest()[:16]
+    path, marks = outputs_dir("audited", f"{key}.npz"), []
     for file in files:
         try:
             stat = os.stat(f"{root}{os.sep}{file}")
             marks.append((file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
         except (OSError, ValueError):  # `_audit_one` says why
             marks.append((file, -1, -1, -1))
-    path = outputs_dir("audited", hashlib.sha256(f"{AUDIT_VERSION} {folder}".encode()).hexdigest()[:16] + ".npz")
-    table, thumbnails, places = pd.DataFrame(columns=mark), np.zeros((0, 32 * 32), np.float32), {}
-    if os.path.isfile(path):
-        try:
-            with np.load(path) as kept:
-                columns = {name: kept[name] for name in kept.files}
-            before = (
-                columns.pop("thumbnails"),
-                pd.DataFrame({name: part.tolist() for name, part in columns.items()}),
-            )
-            places = {row: i for i, row in enumerate(before[1][mark].itertuples(index=False, name=None))}
-            thumbnails, table = before
-        except Exception as error:  # whatever a reader makes of broken bytes
-            print(f"audit: {path} is broken ({type(error).__name__}); all files are read again.")
-    new = [row for row in dict.fromkeys(marks) if row not in places]
+    table, thumbnails, places = _audited_before(path)
+    new = [mark for mark in dict.fromkeys(marks) if mark not in places]
     if found := _in_threads(_audit_one, [root / file for file, *_ in new], "audit"):
-        rows = [dict(zip(mark, row, strict=True)) | more for row, (more, _) in zip(new, found, strict=True)]
+        rows = [dict(zip(MARK, mark, strict=True)) | row for mark, (row, _) in zip(new, found, strict=True)]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if places else pd.DataFrame(rows)
         thumbnails = np.vstack([thumbnails, *(thumbnail for _, thumbnail in found)])
         del found  # of 100,000 images 0.4 GB, as much again as the array
-        places |= {row: len(places) + i for i, row in enumerate(new)}
+        places |= {mark: len(places) + i for i, mark in enumerate(new)}
         keep = table.problem.eq("") & ~table.path.duplicated(keep="last")  # the last: as the file is now
         if keep[-len(new) :].any():
             columns = {name: np.array(table[name][keep].tolist()) for name in table}
@@ -860,10 +849,24 @@ def _audited(root, files):
                     np.savez(archive, thumbnails=thumbnails if keep.all() else thumbnails[keep], **columns)
             except OSError as error:
                 print(f"audit: what was found is not kept for the next time. {error}")
-    order = [places[row] for row in marks]
+    order = [places[mark] for mark in marks]
     if order != list(range(len(table))):  # else a copy is spared
         table, thumbnails = table.iloc[order], thumbnails[order]
-    return table.drop(columns=mark).reset_index(drop=True), thumbnails
+    return table.drop(columns=MARK).reset_index(drop=True), thumbnails
+
+
+def _audited_before(path):
+    """Table and thumbnails that `_audited` kept, and the row of each mark; none, said aloud, where it is broken."""
+    if os.path.isfile(path):
+        try:
+            with np.load(path) as kept:
+                columns = {name: kept[name] for name in kept.files}
+            thumbnails = columns.pop("thumbnails")
+            table = pd.DataFrame({name: column.tolist() for name, column in columns.items()})
+            return table, thumbnails, {row: i for i, row in enumerate(table[MARK].itertuples(index=False, name=None))}
+        except Exception as error:  # whatever a reader makes of broken bytes
+            print(f"audit: {path} is broken ({type(error).__name__}); all files are read again.")
+    return pd.DataFrame(columns=MARK), np.zeros((0, 32 * 32), np.float32), {}
 
 
 def _in_threads(function, items, title):
