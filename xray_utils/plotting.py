@@ -626,31 +626,27 @@ def plot_roc(predictions):
     check_predictions(predictions, needed=PROBABILITIES)
     metrics = compute_metrics(predictions)
     with _figure(1, 2, 10.5, 3.7) as (figure, axes):
-        (roc, pr), found, ends = axes[0], {}, []
+        (roc, pr), found, ends = axes[0], [], []
         for name in CLASSES:
             true, score = predictions.label.eq(name), predictions[f"p_{name}"]
             if true.all() or not true.any():
                 continue  # without one side there is no curve
             false_positive, true_positive, _ = roc_curve(true, score)
             roc.plot(false_positive, true_positive, color=CLASS_COLOURS[name], lw=2)
-            corner = (true_positive - false_positive).argmax()
-            found[name] = false_positive[corner], true_positive[corner]
+            found.append(name)
             precision, recall, _ = precision_recall_curve(true, score)
             pr.plot(recall, precision, color=CLASS_COLOURS[name], lw=2)
             pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
             ends.append((name, 1, true.mean(), CLASS_COLOURS[name]))
-        order = sorted(found, key=lambda name: metrics[f"auc_{name}"])
-        for i, name in enumerate(sorted(found, key=found.get)):  # so no leader passes below words
-            leader = dict(arrowstyle="-", color=CLASS_COLOURS[name], lw=1, relpos=(0, 0.5), shrinkA=0, shrinkB=0)
-            words = f"{name}: AUC {with_interval(metrics, f'auc_{name}')}"
-            roc.annotate(words, found[name], (0.26, 0.06 + 0.12 * i), va="center", arrowprops=leader,
-                         bbox=dict(fc="white", ec="none", pad=1))  # fmt: skip
+        order = sorted(found, key=lambda name: metrics[f"auc_{name}"])  # the largest area stands on top
+        areas = [(f"{name} {with_interval(metrics, f'auc_{name}')}", 1, 1, CLASS_COLOURS[name]) for name in order]
         roc.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
         reach = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
-        title = "ROC: the intervals of the areas overlap" if order[1:] else "ROC"
+        title = "ROC: the intervals\nof the areas overlap" if order[1:] else "ROC"
         if order[1:] and reach[-1][0] > max(high for _, high in reach[:-1]):
-            title = f"ROC: {order[-1]} is told apart best"
-        roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title)
+            title = f"ROC: {order[-1]}\nis told apart best"
+        roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title, ylim=(-0.03, 1.03))
+        _label_ends(roc, areas)
         pr.set(xlabel="found (recall)", ylabel="precision", title="Precision; dotted: guessing", ylim=(0, 1.03))
         _label_ends(pr, ends)
         return figure
