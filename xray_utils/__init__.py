@@ -10,7 +10,7 @@ import importlib
 _MODULES = {
     "data": """
         CLASSES audit_images count_split data_dir describe_images download_images external_dir find_images
-        is_sample load_data outputs_dir prepare read_image resize split_images use_images
+        default_size is_sample load_data outputs_dir prepare read_image resize split_images use_images
     """,
     "diagrams": "plot_network plot_residual_block",
     "evaluation": """
@@ -23,7 +23,7 @@ _MODULES = {
     """,
     "lungs": "lung_fields",
     "maps": "attention_rollout grad_cam sanity_check share_in_lungs where_it_looks",
-    "models": "VIT_NAME baseline_cnn count_parameters resnet18 vit",
+    "models": "VIT_NAME baseline_cnn count_parameters resnet18 vit vit_weights",
     "plotting": """
         plot_answer plot_class_balance plot_colour plot_comparison plot_confusion_matrix plot_examples
         plot_experiments plot_history plot_home_and_away plot_images_per_patient plot_maps plot_mean_images

@@ -68,6 +68,12 @@ SOURCES = {  # public sets: where they are, under which name they are fetched, w
 ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
 CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
 SPLITS = ("train", "val", "test")
+CREDITS = {  # by the column source: whom a figure that shows such images must name
+    "hannover": "Hannover Medical School, CC BY 3.0",
+    "kermany": "Kermany et al., CC BY 4.0",
+    "nih": "NIH Clinical Center",
+    "cohen": "Cohen et al., CC BY 4.0",
+}
 SUMMED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is summed when it is opened
 PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
 AUDIT_VERSION = 1  # part of the key: raise it when what `_audit_one` gives for a file changes
@@ -98,7 +104,7 @@ def data_dir():
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"XRAY_DATA is {str(folder)!r}, which is no folder. Set it to the folder that holds the class "
-                f"folders {', '.join(CLASSES)}, or unset it to use the bundled synthetic sample."
+                f"folders {', '.join(CLASSES)}, or unset it to use the bundled sample."
             )
         return folder
     own = repository_dir() / "data" / "xray"
@@ -108,7 +114,7 @@ def data_dir():
             again = f"nothing in the brackets: it fetches {source!r} again" if _is_there(source) else "your images"
             raise FileNotFoundError(
                 f"xu.use_images chose {str(folder)!r}{source and f' (from {source!r})'}, which is no folder any more. "
-                f"Call it again, with {again}; or with 'sample' to go back to the bundled synthetic images."
+                f"Call it again, with {again}; or with 'sample' to go back to the bundled sample."
             )
         return folder
     if own.is_dir() and any(entry for entry in own.iterdir() if not entry.name.startswith(".")):
@@ -145,8 +151,13 @@ def external_dir():
 
 
 def is_sample(images):
-    """True if the table `images` came from the bundled synthetic sample."""
+    """True if the table `images` came from the bundled sample."""
     return Path(getattr(images, "attrs", {}).get("root", "")) == (repository_dir() / "data" / "sample").resolve()
+
+
+def default_size(images):
+    """Pixels along a side of a prepared image: 112 for the bundled sample, 224 (as in the original) for others."""
+    return 112 if is_sample(images) else 224
 
 
 def outputs_dir(*parts):
@@ -607,7 +618,7 @@ def use_images(source=None):
     folder, here = data_dir().resolve(), repository_dir().resolve()
     is_bundled = folder == here / "data" / "sample"
     shown = folder.relative_to(here).as_posix() if here in folder.parents else folder
-    print(f"The notebooks use {shown}" + (": SYNTHETIC images (the bundled sample)." if is_bundled else "."))
+    print(f"The notebooks use {shown}" + (": the bundled sample." if is_bundled else "."))
 
 
 def _images_of(source):
@@ -1135,24 +1146,39 @@ def prepare(images, size=224):
     return PreparedData(**sides, settings={**settings, "size": size}, is_sample=is_sample(images))
 
 
-def load_data(protocol="grouped", seed=0, mirror=True, size=224):
-    """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are."""
+def load_data(protocol="grouped", seed=0, mirror=True, size=None):
+    """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are.
+
+    size: pixels along a side of a prepared image; None: 112 on the bundled sample, 224 on other images.
+    """
     _check_split(protocol, seed, mirror)  # before the audit, which takes its time
-    check_size(size)
+    if size is not None:
+        check_size(size)
     images = audit_images(find_images(data_dir()))
+    size = default_size(images) if size is None else size
     data = prepare(split_images(images, protocol=protocol, seed=seed, mirror=mirror), size=size)
     print(describe_images(images))
-    print(", ".join(f"{side} {len(getattr(data, side))}" for side in SPLITS), f"(protocol {protocol}, mirror {mirror})")
+    print(
+        ", ".join(f"{side} {len(getattr(data, side))}" for side in SPLITS),
+        f"(protocol {protocol}, mirror {mirror}, {size} pixels)",
+    )
     return data
 
 
 def describe_images(images):
-    """One sentence: how many images, in how many groups, real or synthetic."""
+    """One sentence: how many images, in how many groups, and whether they are the bundled sample."""
     check_table("images", images, ["label", "group"], "find_images")
-    what = "SYNTHETIC images (the bundled sample)" if is_sample(images) else "real images"
+    what = "images of the bundled sample" if is_sample(images) else "images"
     counts = images.label.value_counts().sort_index()
     classes = ", ".join(f"{name} {n}" for name, n in counts.items())
     return f"{len(images)} {what}: {classes}; {images.group.nunique()} groups (patients)."
+
+
+def credit_line(rows):
+    """The attribution that the licences of the bundled images ask for, from the column source; "" where none does."""
+    found = set(rows.source) if "source" in rows else set()
+    names = "; ".join(text for source, text in CREDITS.items() if source in found)
+    return f"Images: {names}" if names else ""
 
 
 @contextmanager

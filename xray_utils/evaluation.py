@@ -416,8 +416,7 @@ def beside_original(predictions, network):
     theirs = pd.DataFrame.from_dict(original["classes"], "index", columns=["precision", "recall", "f1"])
     theirs.loc["macro avg", "f1"], theirs.loc["accuracy", "f1"] = original["macro_f1"], original["accuracy"]
     theirs.loc["accuracy", "images"] = original["images"]
-    synthetic = "SYNTHETIC " if "source" in predictions and predictions.source.eq("synthetic").any() else ""
-    print(f"Not the same test images: {len(predictions)} {synthetic}here, {original['images']} in the original.")
+    print(f"Not the same test images: {len(predictions)} here, {original['images']} in the original.")
     both = pd.concat({"here": ours, "original": theirs}, axis=1).loc[list(ours.index)]
     return both.astype({("here", "images"): "Int64", ("original", "images"): "Int64"})
 

@@ -1,6 +1,6 @@
 """The three networks of the course, and the input statistics that each expects.
 
-Every network is a plain `nn.Module` from images [B, 3, 224, 224] to logits [B, 3]. It carries `input_mean` and
+Every network is a plain `nn.Module` from images [B, 3, H, W], of any size, to logits [B, 3]. It has `input_mean` and
 `input_std` (three numbers each, for pixels in 0..1) and `spec`, from which `build` makes the same network again.
 """
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .data import CLASSES, check_flag, check_kind, check_whole
+from .data import CLASSES, check_flag, check_kind, check_whole, repository_dir
 
 IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF_STATISTICS = ([0.5] * 3, [0.5] * 3)  # pixels to -1..1
@@ -28,9 +28,15 @@ def _finish(model, spec, statistics):
 
         AttentionInterface.register("xray_utils", _attend)
         model.config._attn_implementation = "xray_utils"
+        model.register_forward_pre_hook(_take_any_size, with_kwargs=True)
     model.spec = spec
     model.input_mean, model.input_std = (list(map(float, values)) for values in statistics)
     return model
+
+
+def _take_any_size(model, images, options):
+    """Interpolate a ViT's position embeddings where images are of another size than its own (no cost where not)."""
+    return images, {"interpolate_pos_encoding": True, **options}
 
 
 def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **options):
@@ -125,13 +131,26 @@ def load_weights(path):
     return state
 
 
-def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
+def vit_weights(is_sample=False):
+    """The pretrained weights that the notebooks start from, for `vit`.
+
+    `XRAY_VIT_WEIGHTS` if it is set; else `data/vit_tiny` for the bundled sample, and `VIT_NAME` for other images.
+    """
+    return os.environ.get("XRAY_VIT_WEIGHTS") or (
+        str(repository_dir() / "data" / "vit_tiny") if is_sample else VIT_NAME
+    )
+
+
+def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0, pretrained=True):
     """A Hugging Face Vision Transformer with a new linear head (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
     weights: a local folder with config.json and model.safetensors, a name on the Hub with the commit to take (as in
     "google/vit-large-patch16-224@<40 hex digits>"; the default is pinned to `VIT_REVISION`), or None for a small
-    random one. No code that comes with weights is run. freeze: train the head alone, on fixed features. Save its
-    weights or `export_model`, not the object: its attention is known only where `vit` or `build` was called.
+    random one. No code that comes with weights is run. freeze: train the head alone, on fixed features. pretrained:
+    False keeps the network of `weights` and draws new random ones. Images of another size than the pretrained one are
+    taken, with interpolated position embeddings. A folder without preprocessor_config.json gets the defaults of
+    transformers' ViTImageProcessor, and that is said. Save its weights or `export_model`, not the object: its
+    attention is known only where `vit` or `build` was called.
     Raises RuntimeError when the weights cannot be had, with what to do.
     """
     import transformers
@@ -139,6 +158,7 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
     check_whole("num_classes", num_classes, 2)
     check_whole("seed", seed)
     check_flag("freeze", freeze)
+    check_flag("pretrained", pretrained)
     names = CLASSES if num_classes == len(CLASSES) else [f"class {i}" for i in range(num_classes)]
     labels = dict(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
     with torch.random.fork_rng(devices=[]):
@@ -173,7 +193,17 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0):
                 }
                 if absent := sorted(name for name in absent if not name.startswith("classifier.")):
                     raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
-                processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+                if not pretrained:
+                    torch.manual_seed(seed)
+                    model = transformers.ViTForImageClassification(model.config)
+                if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "preprocessor_config.json")):
+                    processor = transformers.ViTImageProcessor()
+                    print(
+                        f"weights: {name!r} has no preprocessor_config.json. Pixels are normalised by the defaults of "
+                        f"ViTImageProcessor: mean {processor.image_mean}, std {processor.image_std}."
+                    )
+                else:
+                    processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
             except Exception as error:  # whatever a reader makes of a broken or hostile folder
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 raise RuntimeError(

@@ -1,10 +1,10 @@
-"""Synthetic chest radiographs: the bundled sample, so that everything runs without a patient's image.
+"""Synthetic chest radiographs: X-rays with a known truth, to test what is said of real ones.
 
 Each phantom adds up the shadows of simple shapes (trunk, lungs, ribs, heart, ...) and develops them like
 a film. The classes differ only inside the lungs, where the diseases do; exposure, size and pose are drawn
 apart from the class, so that overall tone or file properties do not give it away.
 
-Redraw the sample: `python -m xray_utils.phantoms [folder]`
+Draw a set and a second hospital: `python -m xray_utils.phantoms folder`
 """
 
 import argparse
@@ -18,8 +18,6 @@ from PIL import Image
 from scipy import ndimage
 
 LABELS = ("covid", "normal", "virus")
-SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
-EXTERNAL = SAMPLE.with_name("sample_external")
 
 LETTERS = {  # the side marker, 5x7 dots
     "L": "10000 10000 10000 10000 10000 10000 11111",
@@ -301,11 +299,11 @@ def _check_manifest(manifest):
     if manifest.exists():
         with manifest.open(newline="", encoding="utf-8") as file:
             if any(not (row.get("source") or "").startswith("synthetic") for row in csv.DictReader(file)):
-                raise FileExistsError(f"folder: {manifest} lists other images than the sample's. Give another folder.")
+                raise FileExistsError(f"folder: {manifest} lists images that are no phantoms. Give another folder.")
 
 
-def draw_sample(folder=SAMPLE, seed=0):
-    """Write the sample: 121 images of 84 patients in a folder a class, and manifest.csv; about 2 MB.
+def draw_sample(folder, seed=0):
+    """Write a synthetic set: 121 images of 84 patients in a folder a class, and manifest.csv; about 2 MB.
 
     Mixed in size, mode and format alike in every class; near-duplicates belong to the patient they came
     from, one file is there twice, five covid images are blue. Other files in the folder are left alone.
@@ -335,7 +333,7 @@ def draw_sample(folder=SAMPLE, seed=0):
     return manifest
 
 
-def draw_external(folder=EXTERNAL, seed=0, per_class=12):
+def draw_external(folder, seed=0, per_class=12):
     """Write a second synthetic hospital: covid and normal alone, other patients, darker films with a bright upper edge.
 
     Returns the path of the manifest (file, label, patient_id, source, view), written last.
@@ -360,8 +358,8 @@ def draw_external(folder=EXTERNAL, seed=0, per_class=12):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw the synthetic sample and its second hospital again.")
-    parser.add_argument("folder", nargs="?", default=SAMPLE, type=Path)
+    parser = argparse.ArgumentParser(description="Draw a synthetic set and a second hospital beside it.")
+    parser.add_argument("folder", type=Path)
     chosen = parser.parse_args().folder
     print(draw_sample(chosen))
     print(draw_external(chosen.with_name(f"{chosen.name}_external")))

@@ -22,14 +22,13 @@ from .data import (
     check_array,
     check_choice,
     check_data,
-    check_flag,
     check_kind,
     check_number,
     check_size,
     check_split,
     check_table,
     check_whole,
-    is_sample,
+    credit_line,
     outputs_dir,
     read_image,
     resize,
@@ -180,10 +179,10 @@ def _label_ends(axis, ends):
         axis.annotate(name, (x, y), place, textcoords="axes fraction", va="center", arrowprops=leader)
 
 
-def _call_synthetic(figure, synthetic):
-    """Write over the figure that its pictures are drawings, where they are."""
-    if synthetic:
-        figure.suptitle("synthetic sample: drawings, no patients", fontsize=12, style="italic", color="0.4")
+def _name_credits(figure, line):
+    """Write below the figure whose images it shows, where their licence asks for it."""
+    if line:
+        figure.supxlabel(line, fontsize=9, color="0.4")
 
 
 def _show(axes, pixels, title="", **options):
@@ -223,7 +222,7 @@ def plot_examples(images, per_class=5, seed=0):
                     axis.set_title("cannot be read", fontsize=12, fontweight="normal", loc="center", y=0.5)
             row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
                         fontsize=13, fontweight="bold")  # fmt: skip
-        _call_synthetic(figure, is_sample(images))
+        _name_credits(figure, credit_line(images))
         return figure
 
 
@@ -325,7 +324,7 @@ def plot_mean_images(images, size=128, at_most=150):
             axes[1, column].set_title(title, fontsize=12, fontweight="normal", loc="center")
             axes[1, column].axis("off")
         figure.colorbar(shown, ax=axes[1, :], label="grey levels", shrink=0.8)
-        _call_synthetic(figure, is_sample(images))
+        _name_credits(figure, credit_line(images))
         return figure
 
 
@@ -367,7 +366,7 @@ def plot_preparation(images, data, count=4, seed=0):
             _show(axes[0, column], before, f"{before.width} x {before.height}, {mode}")
             after = data.train.take([index])[0]
             _show(axes[1, column], after, " x ".join(map(str, after.shape)))
-        _call_synthetic(figure, is_sample(images))
+        _name_credits(figure, credit_line(images))
         return figure
 
 
@@ -384,7 +383,7 @@ def plot_mirroring(data, seed=0):
         for axis, mirrored in zip(axes[0], (False, True), strict=True):
             index = rows.index[rows.file.eq(file) & rows.mirrored.eq(mirrored)][:1]
             _show(axis, data.train.take(index)[0], "mirrored" if mirrored else "as it is")
-        _call_synthetic(figure, data.is_sample)
+        _name_credits(figure, credit_line(rows))
         return figure
 
 
@@ -414,7 +413,7 @@ def plot_split(splits):
 # ---------------------------------------------------------------- networks
 
 
-def plot_patches(pixels, patch_size, synthetic=False):
+def plot_patches(pixels, patch_size, credit=""):
     """A prepared image [H, W, 3], and the patches of `patch_size` pixels that a ViT reads it as.
 
     Raises ValueError for anything but uint8 pixels, and when the image cannot be cut into whole patches.
@@ -423,7 +422,7 @@ def plot_patches(pixels, patch_size, synthetic=False):
         what = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise ValueError(f"pixels: {what} must be uint8 [H, W, 3], such as data.train.take([0])[0].")
     check_whole("patch_size", patch_size, 1)
-    check_flag("synthetic", synthetic)
+    check_kind("credit", credit, str, "text", "whose image it is, or ''")
     height, width = pixels.shape[:2]
     if height % patch_size or width % patch_size:
         raise ValueError(f"patch_size: {patch_size} does not divide {height}x{width} pixels.")
@@ -437,7 +436,7 @@ def plot_patches(pixels, patch_size, synthetic=False):
     with _figure(1, 2, 7.4, 3.9, photographs=True) as (figure, axes):
         _show(axes[0, 0], pixels, f"{height} x {width} pixels")
         _show(axes[0, 1], cut, f"{rows} x {columns} = {rows * columns} patches of {patch_size} x {patch_size}")
-        _call_synthetic(figure, synthetic)
+        _name_credits(figure, credit)
         return figure
 
 
@@ -580,8 +579,7 @@ def plot_maps(split, maps, predictions, lungs=None, which="wrong", count=5):
                 if lungs is not None and lungs.masks[index].any():
                     style = "solid" if lungs.trusted[index] else "dotted"
                     axis.contour(lungs.masks[index], [0.5], colors="#56B4E9", linewidths=1, linestyles=style)
-        synthetic = "source" in split.rows and split.rows.source.astype(str).str.startswith("synthetic").all()
-        _call_synthetic(figure, synthetic)
+        _name_credits(figure, credit_line(split.rows))
         return figure
 
 
@@ -683,7 +681,7 @@ def plot_answer(answer):
         raise ValueError(f"answer: a {type(answer).__name__} is none; pass what classify returned.")
     columns = 2 if answer.where is None else 3
     with _figure(1, columns, 1.6 + 2.5 * columns, 3.4, photographs=True) as (figure, axes):
-        _show(axes[0, 0], answer.pixels, "synthetic: a drawing" if answer.synthetic else "as the network saw it")
+        _show(axes[0, 0], answer.pixels, "as the network saw it")
         if answer.where is not None:
             _show(axes[0, 1], answer.pixels, "where it looked (bright)")
             axes[0, 1].imshow(answer.where, cmap="magma", vmin=0, vmax=1, alpha=0.5)
@@ -695,7 +693,7 @@ def plot_answer(answer):
         axis.set(xlim=(0, 1.3), xticks=[0, 0.5, 1], xlabel="probability")
         axis.set_title(f"{answer.run}:\n{probabilities.idxmax()}", fontsize=10.5)
         axis.invert_yaxis()
-        figure.supxlabel(answer.warning, fontsize=11, wrap=True)
+        figure.supxlabel("\n".join(filter(None, [answer.warning, answer.credit])), fontsize=11, wrap=True)
         return figure
 
 

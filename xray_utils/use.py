@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from IPython import get_ipython
 from IPython.display import display
 from PIL import Image, ImageOps
@@ -22,6 +23,8 @@ from .data import (
     _to_rgb,
     _writing_to,
     check_path,
+    credit_line,
+    find_images,
     outputs_dir,
     read_image,
     repository_dir,
@@ -40,22 +43,22 @@ class Answer:
     """What a network says of one X-ray.
 
     probabilities: by class. pixels: what it saw, uint8 [H, W, 3]. where: how much each pixel counted, float [H, W] in
-    0..1, or None. synthetic: whether the image is one of the bundled sample.
+    0..1, or None. credit: whom the licence of a bundled image asks to name, or "".
     """
 
     probabilities: pd.Series
     pixels: np.ndarray
     where: np.ndarray | None
     run: str
-    synthetic: bool = False
+    credit: str = ""
 
     @property
     def warning(self):
-        """That it is no diagnosis, and on what it was trained where that is no X-ray at all."""
+        """That it is no diagnosis, and that it was trained on the small bundled sample, where it was."""
         said = (
             "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any picture."
         )
-        return said + (" It was trained on drawings." if SYNTHETIC.search(self.run) else "")
+        return said + (" It was trained on a sample of 228 X-rays." if OF_SAMPLE.search(self.run) else "")
 
     def __str__(self):
         order = self.probabilities.sort_values(ascending=False)
@@ -77,8 +80,11 @@ def classify(image, run, look=where_it_looks):
     side = Split(rows, pixels[None], np.zeros(1, np.int64))
     probabilities = predict(run.model, side)[PROBABILITIES].iloc[0].set_axis(list(CLASSES))
     sample = (repository_dir() / "data" / "sample").resolve()
-    synthetic = isinstance(image, (str, os.PathLike)) and sample in Path(image).expanduser().resolve().parents
-    answer = Answer(probabilities, pixels, look(run.model, side)[0] if look else None, run.name, synthetic)
+    credit = ""
+    if isinstance(image, (str, os.PathLike)) and sample in Path(image).expanduser().resolve().parents:
+        rows = find_images(sample)
+        credit = credit_line(rows[rows.file.eq(Path(image).expanduser().resolve().relative_to(sample).as_posix())])
+    answer = Answer(probabilities, pixels, look(run.model, side)[0] if look else None, run.name, credit)
     print(answer)
     return answer
 
@@ -163,7 +169,7 @@ def image_form(run, files=(), look=where_it_looks):
 
 # ---------------------------------------------------------------- export
 
-SYNTHETIC = re.compile(r"_sample(-\d+)?$")  # the end of the name of a run on the sample
+OF_SAMPLE = re.compile(r"_sample(-\d+)?$")  # the end of the name of a run on the sample
 # Three lines for each, but for imports; tests run them as they stand.
 TRANSFORMERS = """from transformers import pipeline
 
@@ -206,7 +212,7 @@ tags: [chest-x-ray, education, not-for-clinical-use]
 **Not for clinical use.** This network is the exercise of a course. What it says is no diagnosis, and nothing here
 tells how it does in another hospital. It answers to any picture, with one of: {classes}.
 
-Network `{network}`, {parameters:,} parameters, trained on {train:,} {kind} images (protocol `{protocol}`).
+Network `{network}`, {parameters:,} parameters, trained on {train:,} images (protocol `{protocol}`).
 {warning}
 ## Use, in this folder
 
@@ -257,9 +263,15 @@ def export_model(run, folder=None):
             state, own = {_in_transformers(name): tensor for name, tensor in state.items()}, RESNET
         elif network == "baseline_cnn":
             (whole / "baseline_cnn.py").write_text(BASELINE, encoding="utf-8")
-        save_file(state, whole / "model.safetensors", metadata={"format": "pt"})
-        labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
         size = run.config["data"]["size"]
+        if network == "vit":  # a ViT of its own size, which needs no interpolation
+            positions, embeddings = "vit.embeddings.position_embeddings", run.model.vit.embeddings
+            patches = torch.empty(1, (size // run.model.config.patch_size) ** 2 + 1, run.model.config.hidden_size)
+            with torch.no_grad():
+                state[positions] = embeddings.interpolate_pos_encoding(patches, size, size).cpu().contiguous()
+            own = {**own, "image_size": size}
+        labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+        save_file(state, whole / "model.safetensors", metadata={"format": "pt"})
         config = {"architectures": [type(run.model).__name__], **own, **labels}
         preprocessor = {
             **{"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 2, "do_rescale": True},
@@ -287,7 +299,6 @@ def _in_transformers(name):
 
 def _card(run):
     config, network = run.config, run.config["network"]["network"]
-    synthetic = SYNTHETIC.search(run.name)
     metrics = "It has not been tested."
     if (run.folder / "metrics.json").is_file():
         numbers = json.loads((run.folder / "metrics.json").read_text())
@@ -300,8 +311,9 @@ def _card(run):
         network=network,
         parameters=config["parameters"],
         train=config["data"]["train_images"],
-        kind="synthetic" if synthetic else "real",
-        warning="**Trained on drawings, not on X-rays:** its numbers say nothing of patients.\n" if synthetic else "",
+        warning="**Trained on the small bundled sample**, to show how it is done.\n"
+        if OF_SAMPLE.search(run.name)
+        else "",
         protocol=config["data"]["protocol"],
         size=config["data"]["size"],
         classes=", ".join(CLASSES),
