@@ -399,9 +399,20 @@ def test_precision_as_asked_or_named():
 @pytest.mark.parametrize(("native", "wanted"), [(True, "bf16"), (False, "fp32")])
 def test_automatic_precision_on_a_processor(native, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: native, raising=False)
+    monkeypatch.setattr(training, "bf16_is_faster", lambda: native)
     assert training.choose_precision() == training.choose_precision("auto", "cpu") == wanted
+
+
+@pytest.mark.parametrize(("milliseconds", "wanted"), [(0.5, True), (0.9, False), (2.0, False)])
+def test_bf16_is_taken_where_it_is_measured_to_be_faster(milliseconds, wanted, monkeypatch):
+    clock = [0.0]
+
+    def multiply(matrix, _):  # fp32 takes a millisecond
+        clock[0] += (milliseconds if matrix.dtype == torch.bfloat16 else 1.0) / 1000
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
+    assert training.bf16_is_faster.__wrapped__() is wanted
 
 
 @pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
