@@ -63,7 +63,7 @@ def random_view(images, generator):
 
 @torch.no_grad()
 def teach(split, teacher):
-    """Views of the images [N, 1, 112, 112]; what the teacher says of each in all [N, 768], and by place [N, 64, 384]."""
+    """Views [N, 1, 112, 112]; what the teacher says of each, as a whole [N, 768] and by place [N, 64, 384]."""
     generator = torch.Generator().manual_seed(SEED)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (teacher.input_mean, teacher.input_std))
     views, wholes, places = [], [], []
