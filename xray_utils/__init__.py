@@ -9,7 +9,7 @@ import importlib
 
 _MODULES = {
     "data": """
-        CLASSES audit_images count_split data_dir describe_images download_images external_dir find_images
+        CLASSES audit_images count_split credit_line data_dir describe_images download_images external_dir find_images
         default_size is_sample load_data outputs_dir prepare read_image resize split_images use_images
     """,
     "diagrams": "plot_network plot_residual_block",
