@@ -9,6 +9,17 @@ os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it once, when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
 
 
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory):
+    """A synthetic set, and a second hospital beside it, drawn once for each worker: where the truth must be known."""
+    from xray_utils.phantoms import draw_external, draw_sample
+
+    folder = tmp_path_factory.mktemp("phantoms") / "sample"
+    draw_sample(folder)
+    draw_external(folder.with_name("sample_external"))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):
     """`XRAY_OUTPUTS` in the test's folder, `XRAY_DATA` the bundled sample, whatever the user has set."""

@@ -226,7 +226,7 @@ WRONG = {
         ("protocol", "'random'", "'grouped', 'slides'", lambda t: xu.load_data("random")),
         ("mirror", "1", "True or False", lambda t: xu.load_data(mirror=1)),
         *whole("seed", 0, lambda t, **options: xu.load_data(**options)),
-        *whole("size", 1, lambda t, **options: xu.load_data(**options)),
+        ("size", "0", "at least 1", lambda t: xu.load_data(size=0)),
     ],
     # networks
     "baseline_cnn": [*whole("num_classes", 2, draw(xu.baseline_cnn)), *whole("seed", 0, draw(xu.baseline_cnn))],
@@ -239,6 +239,8 @@ WRONG = {
         *whole("num_classes", 2, draw(xu.vit, weights=None)),
         *whole("seed", 0, draw(xu.vit, weights=None)),
     ],
+    "vit_weights": [("is_sample", "1", "True or False", lambda t: xu.vit_weights(1))],
+    "credit_line": [("rows", "None", "find_images", lambda t: xu.credit_line(None))],
     "count_parameters": [("model", "'vit'", "torch.nn.Module", lambda t: xu.count_parameters("vit"))],
     # training
     "fit": [
@@ -608,6 +610,7 @@ NOTHING_TO_CHECK = {  # functions without arguments, or that take anything
     "results_dir": "no argument",
     "external_dir": "no argument; XRAY_EXTERNAL is tested in test_explain",
     "outputs_dir": "parts of any path",
+    "default_size": "asks is_sample",
     "is_sample": "asks a table where it came from; any that does not know is none of the sample",
 }
 
@@ -663,8 +666,8 @@ def test_results_of_other_images_are_refused(things, tmp_path):
 def test_beside_the_original_says_that_the_images_are_others(capsys):
     xu.beside_original(PREDICTIONS, "vit")
     assert "Not the same test images: 60 here, 180 in the original." in capsys.readouterr().out
-    xu.beside_original(PREDICTIONS.assign(source="synthetic"), "resnet18")
-    assert "60 SYNTHETIC here, 360 in the original." in capsys.readouterr().out
+    xu.beside_original(PREDICTIONS, "resnet18")
+    assert "60 here, 360 in the original." in capsys.readouterr().out
 
 
 def test_a_comparison_shows_which_runs_had_the_same_test_images():

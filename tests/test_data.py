@@ -753,9 +753,9 @@ def test_duplicates_join_whole_groups_and_chains(phantoms):
 
 
 @pytest.fixture(scope="module")
-def sample():
-    """The bundled sample as found, and audited once with and once without its patients."""
-    images = data.find_images(data.repository_dir() / "data" / "sample")
+def sample(phantom_folder):
+    """The synthetic set as found, and audited once with and once without its patients."""
+    images = data.find_images(phantom_folder)
     alone = images.assign(group=images.file)
     alone.attrs = images.attrs
     return images, data.audit_images(images), data.audit_images(alone)
@@ -800,17 +800,22 @@ def test_audit_needs_the_folder_of_the_table(sample):
 def test_load_data_goes_all_the_way_and_says_which_images(capsys):
     loaded = xu.load_data(protocol="slides", seed=1, size=16)
     printed = capsys.readouterr().out
-    assert "121 SYNTHETIC images" in printed and "84 groups" in printed and "train 169, val 36, test 37" in printed
+    assert (
+        "228 images of the bundled sample" in printed
+        and "157 groups" in printed
+        and "train 319, val 68, test 69" in printed
+    )
     assert loaded.settings == {"protocol": "slides", "seed": 1, "mirror": True, "size": 16}
     assert loaded.is_sample and loaded.name == "slides_sample"
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (169, 36, 37)
+    assert xu.load_data().settings["size"] == 112  # of the sample, unless another one is asked for
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (319, 68, 69)
 
 
-def test_real_images_are_called_real(tmp_path):
+def test_images_of_the_user_are_not_called_the_sample(tmp_path):
     for label in ("covid", "normal"):
         (tmp_path / label).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / label / "a.png")
-    assert xu.describe_images(xu.find_images(tmp_path)) == "2 real images: covid 1, normal 1; 2 groups (patients)."
+    assert xu.describe_images(xu.find_images(tmp_path)) == "2 images: covid 1, normal 1; 2 groups (patients)."
 
 
 def test_an_archive_that_has_not_wholly_arrived_is_not_taken_for_a_wrong_name(tmp_path, monkeypatch):

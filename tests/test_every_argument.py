@@ -67,7 +67,9 @@ GOOD = {  # of each function, all its arguments
     "load_data": lambda t: dict(protocol="grouped", seed=0, mirror=True, size=32),
     "baseline_cnn": lambda t: dict(num_classes=3, seed=0),
     "resnet18": lambda t: dict(weights=None, num_classes=3, seed=0),
-    "vit": lambda t: dict(weights=None, num_classes=3, freeze=False, seed=0),
+    "vit": lambda t: dict(weights=None, num_classes=3, freeze=False, seed=0, pretrained=True),
+    "vit_weights": lambda t: dict(is_sample=True),
+    "credit_line": lambda t: dict(rows=t.images),
     "count_parameters": lambda t: dict(model=t.model, trainable=False),
     "fit": lambda t: dict(
         model=t.model, data=t.data, name="run", epochs=1, lr=0.1, batch_size=4, seed=0, optimizer="adam",
@@ -112,7 +114,7 @@ GOOD = {  # of each function, all its arguments
     "plot_preparation": lambda t: dict(images=t.images, data=t.data, count=1, seed=0),
     "plot_mirroring": lambda t: dict(data=t.data, seed=0),
     "plot_split": lambda t: dict(splits={"a": t.split}),
-    "plot_patches": lambda t: dict(pixels=np.zeros((8, 8, 3), np.uint8), patch_size=4, synthetic=False),
+    "plot_patches": lambda t: dict(pixels=np.zeros((8, 8, 3), np.uint8), patch_size=4, credit=""),
     "plot_history": lambda t: dict(histories={"a": HISTORY}),
     "plot_confusion_matrix": lambda t: dict(predictions=P, title="title"),
     "plot_roc": lambda t: dict(predictions=P),
@@ -155,7 +157,7 @@ GOOD = {  # of each function, all its arguments
     "share_in_lungs": lambda t: dict(maps=np.ones((1, 4, 4)), masks=np.ones((1, 4, 4), bool)),
 }  # fmt: skip
 # Not tried: the parts of a path; a table, or whatever came from nowhere.
-ANYTHING = {"outputs_dir", "is_sample"}
+ANYTHING = {"outputs_dir", "is_sample", "default_size"}
 
 
 class Odd:
@@ -172,16 +174,18 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
         *[("grad_cam", "target"), ("grad_cam", "layer"), ("where_it_looks", "target"), ("plot_maps", "lungs")],
         *[("overview", "retrained"), ("overview", "stamped"), ("overview", "home_and_away")],
         ("against_normal", "illness"),
+        ("load_data", "size"),
     ],
     (7,): [  # True
         *[("fit", "class_weights"), ("fit", "augment"), ("vit", "freeze"), ("count_parameters", "trainable")],
-        *[("split_images", "mirror"), ("load_data", "mirror"), ("plot_patches", "synthetic")],
+        *[("split_images", "mirror"), ("load_data", "mirror"), ("vit_weights", "is_sample")],
+        ("vit", "pretrained"),
         ("against_normal", "within"),
     ],
     (5,): [("fit", "lr"), ("fit", "weight_decay"), ("apply_temperature", "temperature")],
     (4, 5): [("refuse", "threshold"), ("plot_risk_coverage", "threshold")],
-    (1, 2): [("plot_confusion_matrix", "title")],
-    (10,): [("save_table", "table")],
+    (1, 2): [("plot_confusion_matrix", "title"), ("plot_patches", "credit")],
+    (10,): [("save_table", "table"), ("credit_line", "rows")],
     (8, 10): [("make_missing_runs", "names")],
     (8, 9, 10): [("load_results", "names"), ("image_form", "files")],
 }

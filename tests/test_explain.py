@@ -11,10 +11,10 @@ from xray_utils.data import PreparedData, repository_dir
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory, phantom_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
-        patch.setenv("XRAY_DATA", str(repository_dir() / "data" / "sample"))
+        patch.setenv("XRAY_DATA", str(phantom_folder))
         return xu.load_data(size=64)
 
 

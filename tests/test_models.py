@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import xray_utils as xu
 from xray_utils import models
+from xray_utils.models import logits_of
 
 torch.set_num_threads(1)
 TINY_VIT = dict(
@@ -241,10 +242,9 @@ def another_architecture(folder):
         lambda folder: (folder / "model.safetensors").unlink(),
         lambda folder: (folder / "model.safetensors").write_bytes(b"cut short" * 9),
         lambda folder: (folder / "config.json").write_text("{"),
-        lambda folder: (folder / "preprocessor_config.json").unlink(),
         another_architecture,
     ],
-    ids=["no folder", "no weights", "broken weights", "broken config", "no preprocessor", "a language model"],
+    ids=["no folder", "no weights", "broken weights", "broken config", "a language model"],
 )
 def test_vit_weights_that_cannot_be_had_say_what_to_do(spoil, vit_folder, tmp_path):
     folder = tmp_path / "weights"
@@ -253,6 +253,70 @@ def test_vit_weights_that_cannot_be_had_say_what_to_do(spoil, vit_folder, tmp_pa
     with pytest.raises(RuntimeError, match="weights: .* could not be loaded") as caught:
         xu.vit(weights=folder)
     assert "snapshot_download" in str(caught.value) and "weights=None" in str(caught.value)
+
+
+def test_a_folder_without_the_settings_of_its_pixels_gets_the_defaults_and_says_so(vit_folder, tmp_path, capsys):
+    folder = shutil.copytree(vit_folder, tmp_path / "weights")
+    whole = xu.vit(folder)
+    assert "preprocessor_config.json" not in capsys.readouterr().out
+    (folder / "preprocessor_config.json").unlink()
+    model = xu.vit(folder)
+    assert "has no preprocessor_config.json" in capsys.readouterr().out
+    assert model.input_mean == model.input_std == [0.5] * 3
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+
+
+def test_random_weights_of_the_same_network_depend_on_the_seed_alone(vit_folder):
+    known, first, again, other = (
+        xu.vit(vit_folder, seed=seed, pretrained=pretrained).vit.state_dict()
+        for seed, pretrained in ((0, True), (0, False), (0, False), (1, False))
+    )
+    name = (
+        "layers.0.attention.q_proj.weight"
+        if "layers.0.attention.q_proj.weight" in known
+        else next(key for key in known if key.endswith("weight") and known[key].ndim == 2)
+    )
+    assert known.keys() == first.keys() and torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], known[name]) and not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize("network", [xu.baseline_cnn, xu.resnet18, lambda: xu.vit(None)])
+@pytest.mark.parametrize("size", [112, 224])
+def test_every_network_takes_both_sizes(network, size):
+    with torch.no_grad():
+        logits = logits_of(network().eval(), torch.rand(2, 3, size, size))
+    assert logits.shape == (2, 3) and logits.isfinite().all()
+
+
+def test_a_vit_interpolates_its_positions_for_another_size_alone():
+    torch.manual_seed(0)
+    model = xu.vit(None).eval()
+    torch.nn.init.normal_(model.vit.embeddings.position_embeddings)
+    small, own = torch.rand(2, 3, 112, 112), torch.rand(2, 3, 224, 224)
+    positions = model.vit.embeddings.position_embeddings.detach().clone()
+    places = positions[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
+    places = torch.nn.functional.interpolate(places, (7, 7), mode="bicubic").flatten(2).transpose(1, 2)
+    config = type(model.config).from_dict({**model.config.to_dict(), "image_size": 112})
+    plain = type(model)(config).eval()
+    state = {**model.state_dict(), "vit.embeddings.position_embeddings": torch.cat([positions[:, :1], places], 1)}
+    plain.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.allclose(model(small).logits, plain(small).logits, atol=1e-5)
+        before = model(own).logits
+        model._forward_pre_hooks.clear(), model._forward_pre_hooks_with_kwargs.clear()
+        assert torch.equal(before, model(own).logits)
+        with pytest.raises(ValueError, match="doesn't match model"):
+            model(small)
+
+
+def test_the_weights_of_the_sample_are_in_the_box(monkeypatch):
+    monkeypatch.delenv("XRAY_VIT_WEIGHTS", raising=False)
+    assert xu.vit_weights() == xu.VIT_NAME
+    folder = pathlib.Path(xu.vit_weights(is_sample=True))
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_500_000
+    assert xu.vit(folder).config.image_size == 112
+    monkeypatch.setenv("XRAY_VIT_WEIGHTS", "mine")
+    assert xu.vit_weights() == xu.vit_weights(is_sample=True) == "mine"
 
 
 def test_vit_from_the_hub_is_pinned_and_without_network_says_what_to_do(monkeypatch):

@@ -62,8 +62,10 @@ class TestContract:
             assert not any("widget" in kind for kind in output.get("data", {}))
             assert not re.search(r"(?<![\w.])/(?:home|root|tmp|work|Users)/|[A-Z]:\\|Warning", text_of(output))
 
-    def test_the_page_says_that_its_images_are_synthetic(self, path):
-        assert any("SYNTHETIC images" in text_of(output) for cell in cells_of(path) for output in cell.outputs)
+    def test_the_page_says_that_its_images_are_those_of_the_sample(self, path):
+        assert any(
+            "images of the bundled sample" in text_of(output) for cell in cells_of(path) for output in cell.outputs
+        )
 
     def test_every_picture_can_be_read_aloud(self, path):
         for cell in cells_of(path):

@@ -167,7 +167,7 @@ def test_galleries_show_the_surest_answers_of_their_kind(data):
     assert titles[:3] == [f"{r.label}, called\n{r.predicted} {r.sure:.2f}" for r in wrong[:3].itertuples()]
     assert titles[3:] == [""] * 3 and "no wrong answer" in texts_of(figure)
     assert (figure.axes[0].images[0].get_array() == split.take([wrong.index[0]])[0]).all()
-    assert "synthetic sample: drawings, no patients" in texts_of(figure)
+    assert "Images: Hannover Medical School, CC BY 3.0; Kermany et al., CC BY 4.0" in texts_of(figure)
     correct = draw(xu.plot_maps, split, maps, predictions, which="correct", count=3)
     assert {axis.get_title().split()[0] for axis in correct.axes[3:]} == set(xu.CLASSES)
 
@@ -195,10 +195,9 @@ def test_examples_repeat_with_their_seed_and_show_the_size_on_disk(images):
     first, again, other = (texts_of(draw(xu.plot_examples, images, 2, seed)) for seed in (0, 0, 1))
     assert first == again != other
     sizes = {f"{row.width} x {row.height}" for row in images.itertuples()}
-    assert "synthetic sample: drawings, no patients" in first
-    assert len(first) == 3 * 3 + 1 and set(first) <= sizes | set(xu.CLASSES) | {
-        "synthetic sample: drawings, no patients"
-    }
+    credit = "Images: Hannover Medical School, CC BY 3.0; Kermany et al., CC BY 4.0"
+    assert credit in first
+    assert len(first) == 3 * 3 + 1 and set(first) <= sizes | set(xu.CLASSES) | {credit}
 
 
 def test_split_shows_the_counts_of_each_side(split):
@@ -452,7 +451,7 @@ def title_of(figure, place=0):
 
 
 def test_titles_say_what_the_data_say(images, history):
-    assert title_of(draw(xu.plot_class_balance, images)) == "34% of the images are normal, the largest class"
+    assert title_of(draw(xu.plot_class_balance, images)) == "33% of the images are covid, the largest class"
     some = images[images.label.ne("normal")]
     assert "are covid" in title_of(draw(xu.plot_class_balance, some[some.label.eq("covid") | (some.index % 2 > 0)]))
     single = images.assign(group=images.file)

@@ -191,7 +191,7 @@ def test_on_kaggle_images_are_read_where_they_lie_and_results_stay_in_the_workin
         for folder in folders:
             folder.chmod(0o755)
     assert result.returncode == 0, result.stderr
-    assert "real images: covid 6, normal 6, virus 6" in result.stdout
+    assert "18 images: covid 6, normal 6, virus 6" in result.stdout
     assert result.stdout.splitlines()[-1] == str(working / "course" / "outputs")
     assert (working / "course" / "outputs").is_dir() and [path.name for path in working.iterdir()] == ["course"]
     assert {path: path.stat().st_mtime_ns for path in images.rglob("*")} == before
@@ -363,7 +363,7 @@ def test_a_folder_is_chosen_once_for_all(home, tmp_path, capsys):
     assert xu.data_dir() == mine
     xu.use_images("sample")
     assert xu.data_dir() == home / "data" / "sample"
-    assert capsys.readouterr().out.endswith("use data/sample: SYNTHETIC images (the bundled sample).\n")
+    assert capsys.readouterr().out.endswith("use data/sample: the bundled sample.\n")
     xu.use_images(mine)
     mine.rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="xu.use_images chose .* which is no folder any more. Call it again"):
@@ -559,7 +559,7 @@ def test_colab_a_notebook_alone_runs_from_the_first_cell_to_the_last(tmp_path):
         result = subprocess.run(command, cwd=alone, env=variables, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]
         page = json.dumps(nbformat.read(alone / "alone.ipynb", as_version=4))
-        assert ("Installing accelerate>=" in page) == (times == 1) and "SYNTHETIC images" in page
+        assert ("Installing accelerate>=" in page) == (times == 1) and "images of the bundled sample" in page
         assert "Restart the kernel" not in page.replace(json.dumps(setup.source), "")
         assert {path.name for path in alone.iterdir()} == {"alone.ipynb", "course"}
     brought = {path.name for path in site.iterdir()} - before

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import xray_utils as xu
 from xray_utils import maps, training
-from xray_utils.data import PreparedData, Split, repository_dir
+from xray_utils.data import PreparedData, Split
 
 torch.set_num_threads(1)
 CLOCK = ["seconds", "images_per_second"]
@@ -947,8 +947,8 @@ def phantoms(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def images():
-    return xu.audit_images(xu.find_images(repository_dir() / "data" / "sample"))
+def images(phantom_folder):
+    return xu.audit_images(xu.find_images(phantom_folder))
 
 
 @pytest.mark.parametrize("network", ["baseline_cnn", "resnet18", "vit"])

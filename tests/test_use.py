@@ -88,7 +88,7 @@ def test_an_image_gets_the_probabilities_of_its_prepared_self(run, prepared, cap
     said = capsys.readouterr().out
     assert said.count("No diagnosis: a course network, not for clinical use.") == 21
     assert alone.warning in said and list(alone.probabilities.index) == list(xu.CLASSES)
-    assert alone.probabilities.sum() == pytest.approx(1) and alone.where is None and not alone.synthetic
+    assert alone.probabilities.sum() == pytest.approx(1) and alone.where is None and alone.credit == ""
 
 
 def test_the_map_is_that_of_the_network_and_the_image(run, prepared):
@@ -114,11 +114,11 @@ def test_unless_told_otherwise_the_map_is_that_of_where_it_looks(run, prepared):
     np.testing.assert_allclose(answer.where, xu.where_it_looks(run.model, split)[0], atol=1e-4)
 
 
-def test_a_drawing_is_called_one(run):
+def test_an_image_of_the_sample_is_shown_with_its_credit(run):
     sample = xu.find_images(xu.data_dir())
     file = Path(sample.attrs["root"]) / sample.file[0]
-    titles = [axis.get_title(loc="center") for axis in xu.plot_answer(xu.classify(file, run)).axes]
-    assert "synthetic: a drawing" in titles
+    figure = xu.plot_answer(xu.classify(file, run))
+    assert any("Hannover Medical School, CC BY 3.0" in text.get_text() for text in figure.findobj(Text))
 
 
 def test_the_run_may_be_named(run, prepared):
@@ -251,14 +251,14 @@ def test_an_export_is_loaded_in_three_lines_and_answers_alike(prepared, tmp_path
 
 def test_the_card_has_the_numbers_and_says_what_they_are_not(run, prepared):
     card = (xu.export_model(run) / "README.md").read_text()
-    assert "It has not been tested." in card and "**Not for clinical use.**" in card and "real images" in card
+    assert "It has not been tested." in card and "**Not for clinical use.**" in card
     metrics = xu.compute_metrics(PREDICTIONS)
     (run.folder / "metrics.json").write_text(json.dumps(metrics))
     run.name = "mine_grouped_sample-2"
     card = (xu.export_model(run) / "README.md").read_text()
     assert f"| accuracy | {xu.with_interval(metrics, 'accuracy')} |" in card and "not been tested" not in card
-    assert "**Trained on drawings, not on X-rays:**" in card and "not-for-clinical-use" in card
-    assert f"{run.config['parameters']:,} parameters, trained on {len(prepared.data.train)} synthetic" in card
+    assert "**Trained on the small bundled sample**" in card and "not-for-clinical-use" in card
+    assert f"{run.config['parameters']:,} parameters, trained on {len(prepared.data.train)} images" in card
 
 
 def test_an_export_is_whole_or_not_there(run, tmp_path, monkeypatch):
@@ -295,11 +295,11 @@ def test_what_is_no_export_is_not_replaced(run, tmp_path):
     assert (tmp_path / "thesis" / "README.md").read_text() == "mine"
 
 
-def test_an_answer_of_a_network_that_saw_drawings_says_so():
+def test_an_answer_of_a_network_that_saw_the_sample_alone_says_so():
     probabilities = pd.Series({"covid": 0.9, "normal": 0.05, "virus": 0.05})
     answers = [
         use.Answer(probabilities, np.zeros((8, 8, 3), np.uint8), None, run)
         for run in ("vit_grouped", "vit_grouped_sample")
     ]
-    assert ["drawings" in str(answer) for answer in answers] == [False, True]
-    assert "drawings" in " ".join(text.get_text() for text in xu.plot_answer(answers[1]).findobj(Text))
+    assert ["a sample of 228 X-rays" in str(answer) for answer in answers] == [False, True]
+    assert "a sample of 228 X-rays" in " ".join(text.get_text() for text in xu.plot_answer(answers[1]).findobj(Text))

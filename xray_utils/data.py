@@ -1176,6 +1176,7 @@ def describe_images(images):
 
 def credit_line(rows):
     """The attribution that the licences of the bundled images ask for, from the column source; "" where none does."""
+    check_kind("rows", rows, pd.DataFrame, "table", "the one made by find_images, or the rows of a side")
     found = set(rows.source) if "source" in rows else set()
     names = "; ".join(text for source, text in CREDITS.items() if source in found)
     return f"Images: {names}" if names else ""

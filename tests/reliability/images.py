@@ -60,7 +60,7 @@ def run(files=5000, seed=0):
 
 def originals():
     """Small whole files of every kind: `[(suffix, bytes)]`."""
-    pictures = sorted((ROOT / "data" / "sample").rglob("*.png"))[:2]
+    pictures = sorted((ROOT / "data" / "sample").rglob("*.jpg"))[:2]
     greys = [Image.open(path).convert("L").resize((96, 80)) for path in pictures]
     grey, colour = greys[0], Image.merge("RGB", [greys[0], greys[1], greys[0]])
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 16)
