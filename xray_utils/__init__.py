@@ -6,6 +6,9 @@ A module is imported when one of its names is first used: torch alone takes seco
 """
 
 import importlib
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: waiting threads sleep, not spin
 
 _MODULES = {
     "data": """
