@@ -15,6 +15,7 @@ _MODULES = {
         CLASSES audit_images count_split credit_line data_dir describe_images download_images external_dir find_images
         default_size is_sample load_data outputs_dir prepare read_image resize split_images use_images
     """,
+    "controls": "add_controls controls_table",
     "diagrams": "plot_network plot_residual_block",
     "evaluation": """
         NOTEBOOKS apply_temperature beside_original best_epochs calibration_error compare compare_pairs
@@ -28,7 +29,7 @@ _MODULES = {
     "maps": "attention_rollout grad_cam sanity_check share_in_lungs where_it_looks",
     "models": "VIT_NAME baseline_cnn count_parameters resnet18 vit vit_weights",
     "plotting": """
-        plot_answer plot_class_balance plot_colour plot_comparison plot_confusion_matrix plot_examples
+        plot_answer plot_class_balance plot_colour plot_comparison plot_confusion_matrix plot_controls plot_examples
         plot_experiments plot_history plot_home_and_away plot_images_per_patient plot_maps plot_mean_images
         plot_mirroring plot_patches plot_preparation plot_reliability plot_risk_coverage plot_roc plot_seeds
         plot_sizes plot_split save_figure

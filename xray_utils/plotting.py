@@ -802,6 +802,32 @@ def plot_risk_coverage(tables, doubts, threshold):
         return figure
 
 
+def plot_controls(tables):
+    """Share of images called covid against the number of added normal patients: `{"place": table of controls_table}`.
+
+    Solid: normal images, which should not be called covid. Dashed: covid images, which should. Bands: 95 % intervals.
+    """
+    check_dict("tables", tables, "{'place': the table made by controls_table}")
+    for name, table in tables.items():
+        check_table(f"tables[{name!r}]", table, ["added", "normal called covid"], "controls_table")
+    with _figure(1, len(tables), 5.2 * len(tables), 3.9, sharey=True) as (figure, axes):
+        for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+            lines = {"normal called covid": ("normal", "-"), "covid recall": ("covid", "--")}
+            for what, (label, style) in lines.items():
+                if what in table:
+                    axis.plot(table.added, table[what], style, marker="o", color=CLASS_COLOURS[label])
+                    axis.fill_between(table.added, table[f"{what} low"], table[f"{what} high"], alpha=0.2,
+                                      color=CLASS_COLOURS[label])  # fmt: skip
+                    words = "covid called covid" if label == "covid" else what
+                    axis.annotate(words, (table.added.iloc[-1], table[what].iloc[-1]), (6, 0),
+                                  textcoords="offset points", va="center", fontsize=11)  # fmt: skip
+            first, last = table["normal called covid"].iloc[[0, -1]]
+            axis.set(ylim=(-0.03, 1.03), xticks=table.added, xlabel="normal patients of other hospitals added")
+            axis.set_title(f"{name}:\n{first:.0%} called covid before, {last:.0%} after")
+        axes[0, 0].set_ylabel("share called covid")
+        return figure
+
+
 def plot_seeds(seeds):
     """Accuracy of each seed as a dot, a bar at the mean, slides beside grouped: the table that `seed_table` takes."""
     check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/elsewhere.py")
