@@ -185,7 +185,15 @@ MASKS, ONE = np.ones((1, 4, 4), bool), {"a": PREDICTIONS}
 SEED = [("seed", 0)]
 LOST = pd.DataFrame({"file": ["a.png"], "label": ["covid"], "group": ["a"], "split": ["train"], "mirrored": [False]})
 
+
 # Of each function: argument, a word for the value, a word for what is allowed, the call.
+def controls(t, **wrong):
+    """A call of `add_controls` with one argument that will not do."""
+    few = t.images.assign(source="one")
+    features = np.ones((len(few), 2))
+    return xu.add_controls(**{**dict(known=features, rows=few, others=features, other_rows=few), **wrong})
+
+
 WRONG = {
     # data: find, audit, split, prepare
     "find_images": [("folder", "nowhere", "Give the one that holds", lambda t: xu.find_images("nowhere"))],
@@ -240,6 +248,23 @@ WRONG = {
         *whole("seed", 0, draw(xu.vit, weights=None)),
     ],
     "vit_weights": [("is_sample", "1", "True or False", lambda t: xu.vit_weights(1))],
+    "add_controls": [
+        ("counts", "list of numbers", "(0, 2, 4)", lambda t: controls(t, counts=3)),
+        ("counts", "99", "others left", lambda t: controls(t, counts=(0, 99))),
+        ("known", "features", "rows", lambda t: controls(t, known=np.ones(3))),
+        ("others", "features", "known", lambda t: controls(t, others=np.ones((2, 2)))),
+        ("weight", "0", "a positive number", lambda t: controls(t, weight=0)),
+        *whole("draws", 1, lambda t, **options: controls(t, **options)),
+        *whole("seed", 0, lambda t, **options: controls(t, **options)),
+        ("rows", "None", "find_images", lambda t: controls(t, rows=None)),
+        ("other_rows", "None", "find_images", lambda t: controls(t, other_rows=None)),
+    ],
+    "controls_table": [
+        ("answers", "'draw'", "add_controls", lambda t: xu.controls_table(PREDICTIONS.assign(added=0))),
+        *whole("resamples", 1, lambda t, **options: xu.controls_table(PREDICTIONS.assign(added=0, draw=0), **options)),
+        *whole("seed", 0, lambda t, **options: xu.controls_table(PREDICTIONS.assign(added=0, draw=0), **options)),
+    ],
+    "plot_controls": [("tables", "None", "controls_table", lambda t: xu.plot_controls(None))],
     "credit_line": [("rows", "None", "find_images", lambda t: xu.credit_line(None))],
     "count_parameters": [("model", "'vit'", "torch.nn.Module", lambda t: xu.count_parameters("vit"))],
     # training

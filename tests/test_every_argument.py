@@ -50,6 +50,7 @@ def t(tmp_path_factory):
 
 P, ONE, SMALL = PREDICTIONS, {"a": PREDICTIONS}, dict(resamples=9, seed=0)
 WHOLE = {"as it is": P}
+CONTROLS = pd.DataFrame({"added": [0], **{f"normal called covid{end}": [0.5] for end in ("", " low", " high")}})
 SCORED = ILL.assign(file=list("abcd"), source="one")
 GOOD = {  # of each function, all its arguments
     "find_images": lambda t: dict(folder=t.folder, least_classes=2),
@@ -70,6 +71,12 @@ GOOD = {  # of each function, all its arguments
     "vit": lambda t: dict(weights=None, num_classes=3, freeze=False, seed=0, pretrained=True),
     "vit_weights": lambda t: dict(is_sample=True),
     "credit_line": lambda t: dict(rows=t.images),
+    "add_controls": lambda t: dict(
+        known=np.eye(len(t.images)), rows=t.images, others=np.eye(len(t.images)), other_rows=t.images, counts=(0, 1),
+        draws=1, weight=1.0, seed=0,
+    ),
+    "controls_table": lambda t: dict(answers=P.assign(added=0, draw=0), **SMALL),
+    "plot_controls": lambda t: dict(tables={"a": CONTROLS}),
     "count_parameters": lambda t: dict(model=t.model, trainable=False),
     "fit": lambda t: dict(
         model=t.model, data=t.data, name="run", epochs=1, lr=0.1, batch_size=4, seed=0, optimizer="adam",

@@ -30,6 +30,8 @@ def add_controls(known, rows, others, other_rows, counts=(0, 2, 4, 8), draws=20,
     check_whole("draws", draws, 1)
     check_whole("seed", seed)
     check_number("weight", weight, lambda w: 0 < w < np.inf, "a positive number")
+    if not isinstance(counts, tuple | list) or not counts:
+        raise ValueError(f"counts: a {type(counts).__name__} must be a list of numbers of patients, such as (0, 2, 4).")
     for count in counts:
         check_whole("counts", count, 0)
     normal = other_rows.label.eq("normal")

@@ -113,10 +113,13 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(THREADS)  # sums depend on it in the last bit
     with memory_kept():
-        student = learn(*teach(open_images(options.images), xu.vit(options.teacher)))
+        split = open_images(options.images)
+        student = learn(*teach(split, xu.vit(options.teacher)))
     student.half().save_pretrained(options.folder)
     size = {"height": CONFIG["image_size"], "width": CONFIG["image_size"]}
     ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(options.folder)
+    used = split.rows[["file", "group"]].rename(columns={"group": "patient_id"})
+    used.to_csv(options.folder / "images.csv", index=False)
 
 
 if __name__ == "__main__":
