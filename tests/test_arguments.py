@@ -265,6 +265,10 @@ WRONG = {
         *whole("seed", 0, lambda t, **options: xu.controls_table(PREDICTIONS.assign(added=0, draw=0), **options)),
     ],
     "plot_controls": [("tables", "None", "controls_table", lambda t: xu.plot_controls(None))],
+    "plot_differences": [
+        ("differences", "NoneType", "interval", lambda t: xu.plot_differences(None)),
+        ("differences['a']", "keys", "interval", lambda t: xu.plot_differences({"a": {"mean": 1}})),
+    ],
     "credit_line": [("rows", "None", "find_images", lambda t: xu.credit_line(None))],
     "count_parameters": [("model", "'vit'", "torch.nn.Module", lambda t: xu.count_parameters("vit"))],
     # training

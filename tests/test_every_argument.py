@@ -76,6 +76,7 @@ GOOD = {  # of each function, all its arguments
         draws=1, weight=1.0, seed=0,
     ),
     "controls_table": lambda t: dict(answers=P.assign(added=0, draw=0), **SMALL),
+    "plot_differences": lambda t: dict(differences={"a": {"mean": 0.1, "interval": [0, 0.2]}}),
     "plot_controls": lambda t: dict(tables={"a": CONTROLS}),
     "count_parameters": lambda t: dict(model=t.model, trainable=False),
     "fit": lambda t: dict(
@@ -189,7 +190,10 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
         ("vit", "pretrained"),
         ("against_normal", "within"),
     ],
-    (5,): [("fit", "lr"), ("fit", "weight_decay"), ("apply_temperature", "temperature")],
+    (5,): [
+        *[("fit", "lr"), ("fit", "weight_decay"), ("apply_temperature", "temperature")],
+        ("add_controls", "weight"),
+    ],
     (4, 5): [("refuse", "threshold"), ("plot_risk_coverage", "threshold")],
     (1, 2): [("plot_confusion_matrix", "title"), ("plot_patches", "credit")],
     (10,): [("save_table", "table"), ("credit_line", "rows")],

@@ -104,6 +104,9 @@ def maps_of(split):
 
 SEEDS = pd.DataFrame({"network": ["vit"] * 4, "protocol": ["slides", "grouped"] * 2, "seed": [0, 0, 1, 1],
                       "accuracy": [0.9, 0.8, 0.94, 0.86]})  # fmt: skip
+CONTROLS = pd.DataFrame({"added": [0, 4], "normal called covid": [0.9, 0.3], "normal called covid low": [0.7, 0.1],
+                         "normal called covid high": [1, 0.5], "covid recall": [1, 0.9], "covid recall low": [0.9, 0.7],
+                         "covid recall high": [1, 1]})  # fmt: skip
 FIGURES = {
     "plot_examples": lambda f: [f("images")],
     "plot_class_balance": lambda f: [f("images")],
@@ -115,6 +118,10 @@ FIGURES = {
     "plot_mirroring": lambda f: [f("data")],
     "plot_split": lambda f: [{"grouped": f("split"), "slides": xu.split_images(f("images"), protocol="slides")}],
     "plot_seeds": lambda f: [SEEDS],
+    "plot_differences": lambda f: [
+        {"a minus b": {"mean": 0.1, "interval": [0.02, 0.18]}, "b minus c": {"mean": 0.1, "interval": [-0.1, 0.3]}}
+    ],
+    "plot_controls": lambda f: [{"one": CONTROLS, "other": CONTROLS}],
     "plot_risk_coverage": lambda f: [{"home": make_predictions()}, {"home": np.arange(len(make_predictions()))}, 5],
     "plot_residual_block": lambda f: [xu.resnet18().layer2[0]],
     "plot_network": lambda f: [xu.baseline_cnn()],

@@ -187,7 +187,7 @@ TRIED = {
     r"papermill": read,
     r"^python3 xray_utils/environment\.py https://": read,  # test_setup.py runs it
     r"^git clone https://": read,
-    r"-m xray_utils\.phantoms$|results/(seeds|fight)\.py|tests/(reliability|benchmarks)": parse,
+    r"-m xray_utils\.phantoms|results/(seeds|fight)\.py|tests/(reliability|benchmarks)": parse,
     r"-m xray_utils\.lungs$|python results/\w+\.py": read,
 }
 

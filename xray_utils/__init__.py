@@ -29,10 +29,10 @@ _MODULES = {
     "maps": "attention_rollout grad_cam sanity_check share_in_lungs where_it_looks",
     "models": "VIT_NAME baseline_cnn count_parameters resnet18 vit vit_weights",
     "plotting": """
-        plot_answer plot_class_balance plot_colour plot_comparison plot_confusion_matrix plot_controls plot_examples
-        plot_experiments plot_history plot_home_and_away plot_images_per_patient plot_maps plot_mean_images
-        plot_mirroring plot_patches plot_preparation plot_reliability plot_risk_coverage plot_roc plot_seeds
-        plot_sizes plot_split save_figure
+        plot_answer plot_class_balance plot_colour plot_comparison plot_confusion_matrix plot_controls
+        plot_differences plot_examples plot_experiments plot_history plot_home_and_away plot_images_per_patient
+        plot_maps plot_mean_images plot_mirroring plot_patches plot_preparation plot_reliability plot_risk_coverage
+        plot_roc plot_seeds plot_sizes plot_split save_figure
     """,
     "robust": """
         against_normal covid_area crop_lungs doubts equalise features ill_scores lung_box refuse risk_coverage

@@ -828,6 +828,31 @@ def plot_controls(tables):
         return figure
 
 
+def plot_differences(differences):
+    """Differences of accuracy, each a dot with its 95 % interval: `{name: {"mean": .1, "interval": [0, .2]}}`.
+
+    Filled where the interval leaves out zero.
+    """
+    check_dict("differences", differences, '{"name": {"mean": .1, "interval": [0, .2]}}')
+    for name, one in differences.items():
+        if not isinstance(one, dict) or not {"mean", "interval"} <= set(one):
+            raise ValueError(f"differences[{name!r}]: it must be a dict with the keys mean and interval.")
+    with _figure(width=9, height=1.2 + 0.42 * len(differences)) as (figure, axes):
+        axis, shown = axes[0, 0], 0
+        for row, one in enumerate(differences.values()):
+            low, high = one["interval"]
+            clear = low > 0 or high < 0
+            shown += clear
+            axis.plot([low, high], [row, row], color="C0", lw=3, alpha=0.6, solid_capstyle="round")
+            axis.plot(one["mean"], row, "o", color="C0", mfc="C0" if clear else "white", markersize=9)
+        axis.axvline(0, color="0.4", linestyle=":")
+        axis.set_yticks(range(len(differences)), list(differences))
+        axis.set_ylim(len(differences) - 0.4, -0.6)
+        title = f"{shown} of {len(differences)} differences are shown:\ntheir intervals leave out zero"
+        axis.set(xlabel="difference of test accuracy", title=title)
+        return figure
+
+
 def plot_seeds(seeds):
     """Accuracy of each seed as a dot, a bar at the mean, slides beside grouped: the table that `seed_table` takes."""
     check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/elsewhere.py")
