@@ -25,7 +25,7 @@ from xray_utils.data import whole_file  # noqa: E402
 
 CAREFUL = dict(optimizer="adamw", weight_decay=0.05, schedule="cosine", warmup=0.1, augment=True)
 BASELINE = dict(lr=3e-3, batch_size=8, epochs=15)
-RESNET = dict(lr=1e-3, batch_size=8, epochs=8)
+RESNET = dict(lr=5e-4, batch_size=8, epochs=5)
 VIT = dict(lr=3e-4, batch_size=8, epochs=10, **CAREFUL)
 
 
