@@ -22,7 +22,7 @@ from xray_utils import phantoms
 # Every number of two or more characters that the prose may hold, and why it is true of any images.
 FACTS = {
     "images with drawn lungs": "132",
-    "the images of the bundled sample, and the licences": "228 3.0 4.0",
+    "the licences": "3.0 4.0",
     "tinted images of the original's set": "37",
     "the original's images and splits": "1,196 590 936 866 1,674 358 360 837 179 180 70",
     "sizes, shares and settings we choose": "224 112 15 0.01 0.003 0.0003 0.7 0.001 0.3 0.00005 30 0.05 95 0.95 0.8",
