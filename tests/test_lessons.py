@@ -30,7 +30,7 @@ def test_the_page_says_what_was_measured():
     for part in (RESULT["accuracy"], RESULT["differences"], RESULT["shortcuts"], *RESULT["external"].values()):
         for found in part.values():
             low, high = found["interval"]
-            assert low <= found["mean"] <= high
+            assert low - 1e-9 <= found["mean"] <= high + 1e-9  # a mean of ones may differ from one in its last place
             assert f"{found['mean']:.3f} [{low:.3f}, {high:.3f}]" in page
 
 
