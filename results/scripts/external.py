@@ -1,7 +1,7 @@
 """What holds in another hospital, what more data would do, and over how many seeds: tables, no image.
 
 After notebooks 3 to 5 under "grouped", with the images of `XRAY_DATA` and `XRAY_EXTERNAL` and the ViT of
-`XRAY_VIT_WEIGHTS`: `.venv/bin/python results/elsewhere.py`
+`XRAY_VIT_WEIGHTS`: `.venv/bin/python results/scripts/external.py`
 """
 
 import os
@@ -16,11 +16,12 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import xray_utils as xu
-from xray_utils.data import Split, whole_file
-from xray_utils.evaluation import _auc, _draws, _groups
-from xray_utils.explain import all_images
+from xray_utils._support.files import whole_file
+from xray_utils.lab.shortcuts import all_images
+from xray_utils.metrics import _auc, _draws, _groups
+from xray_utils.prepared import Split
 
-TABLES = Path(__file__).resolve().parent / "tables"
+TABLES = Path(__file__).resolve().parents[1] / "tables"
 WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
 
 
@@ -49,12 +50,12 @@ def probe(known, rows, asked, asked_rows, weights=None):
 
 def area(table, illness, within=False):
     """AUC of covid against normal with its interval, asked for two classes; illness None: by the plain p_covid."""
-    return xu.with_interval(xu.compute_metrics(xu.against_normal(table, illness, within)), "auc_covid")
+    return xu.with_interval(xu.compute_metrics(xu.covid_vs_normal(table, illness, within)), "auc_covid")
 
 
 def answers(name, data, away, *sides):
     """The answers of a network to `sides`: the committed ones, else those of the run that is here; or None."""
-    files = {"val": "validation.csv", "test": "predictions.csv", "elsewhere": "elsewhere.csv"}
+    files = {"val": "validation.csv", "test": "predictions.csv", "external": "external.csv"}
     files = [TABLES.parent / "runs" / f"{name}_grouped" / files[side] for side in sides]
     if all(path.is_file() for path in files):
         return [pd.read_csv(path) for path in files]
@@ -63,35 +64,35 @@ def answers(name, data, away, *sides):
     except FileNotFoundError as error:
         print(error, "Its row is left as it was.")
         return None
-    return [xu.predict(model, away if side == "elsewhere" else getattr(data, side)) for side in sides]
+    return [xu.predict(model, away if side == "external" else getattr(data, side)) for side in sides]
 
 
 def areas(data, away, probes, scores):
-    """Every network and every question that was tried: AUC covid against normal at home (test images) and away."""
+    """Every network and every question that was tried: AUC covid against normal internal (test images) and away."""
     rows = []
     tables = dict(probes)
     for name in (*xu.NOTEBOOKS, "baseline_cnn_shared_sources", "vit_shared_sources"):
-        found = answers(name, data, away, "test", "elsewhere")
+        found = answers(name, data, away, "test", "external")
         tables |= {name: found} if found else {}
-    for name, (home, there) in tables.items():
+    for name, (internal, there) in tables.items():
         shared = "shared" in name  # trained without covid: it can only be asked for pneumonia
         for question, illness in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
             if not shared or illness == "virus":
-                areas_ = {"home": area(home, illness), "elsewhere": area(there, illness)}
+                areas_ = {"internal": area(internal, illness), "external": area(there, illness)}
                 areas_["one place"] = area(there, illness, within=True)
                 rows.append({"network": name, "asked": question, **areas_})
     inside = xu.within_sources(scores[1][0])
     scores.append((scores[1][0][inside].reset_index(drop=True), scores[1][1][inside]))
-    found = [xu.with_interval(xu.covid_area(table, score), "auc_covid") for table, score in scores]
+    found = [xu.with_interval(xu.covid_auc(table, score), "auc_covid") for table, score in scores]
     row = {"network": "ViT, fixed features", "asked": "ill : well, within sources"}
-    rows.append(row | dict(zip(("home", "elsewhere", "one place"), found, strict=True)))
+    rows.append(row | dict(zip(("internal", "external", "one place"), found, strict=True)))
     return pd.DataFrame(rows)
 
 
 def parts(probes):
-    """What each network whose answers are kept gives elsewhere, by source and by view of the film."""
+    """What each network whose answers are kept gives external, by source and by view of the film."""
     tables = {"ViT, fixed features": probes[1]}
-    for path in sorted((TABLES.parent / "runs").glob("*_grouped/elsewhere.csv")):
+    for path in sorted((TABLES.parent / "runs").glob("*_grouped/external.csv")):
         tables[path.parent.name] = pd.read_csv(path)
     rows = []
     for name, table in tables.items():
@@ -109,9 +110,9 @@ def parts(probes):
 
 
 def over_seeds():
-    """AUC of covid against normal in one place elsewhere, and over both, of the short trainings: a row a seed."""
+    """AUC of covid against normal in one place external, and over both, of the short trainings: a row a seed."""
     rows = []
-    for path in sorted((TABLES.parent / "runs").glob("short_*/elsewhere.csv")):
+    for path in sorted((TABLES.parent / "runs").glob("short_*/external.csv")):
         table = pd.read_csv(path)
         row = {"run": path.parent.name}
         for question, illness in (("p of covid", None), ("covid : normal", "covid")):
@@ -122,20 +123,20 @@ def over_seeds():
     return pd.DataFrame(rows)
 
 
-def controls(home, away, known, there, draws=20, resamples=100):
-    """Adult normal images of one place, or of both, added to the training; tested on all that is left elsewhere.
+def controls(internal, away, known, there, draws=20, resamples=100):
+    """Adult normal images of one place, or of both, added to the training; tested on all that is left external.
 
     Means over draws of the images that are added; in brackets 95 % over draws and, in each, over patients of the test.
     """
     rows, adult = [], away.rows.label.eq("normal").to_numpy()
     places = away.rows.source.to_numpy()
-    train, test = (home.side == side for side in ("train", "test"))
+    train, test = (internal.side == side for side in ("train", "test"))
     for place in [*sorted(set(places[adult])), "both"]:
         pool = np.flatnonzero(adult & ((places == place) | (place == "both")))
         most = len(pool) if place != "both" else len(pool) - 8  # eight are left to be tested
         for count in sorted({0, 2, 4, 8, 12, 16, most} & set(range(most + 1))):
             for weight in (1, 5) if count else (1,):
-                found = {"normals called covid": [], "covid recall at home": [], "AUC": []}
+                found = {"normals called covid": [], "covid recall internal": [], "AUC": []}
                 resampled = {"normals called covid": [], "AUC": []}
                 alone = not count or count == len(pool)
                 for draw in range(1 if alone else draws):
@@ -143,13 +144,13 @@ def controls(home, away, known, there, draws=20, resamples=100):
                     chosen = rng.choice(pool, count, replace=False)
                     asked = places != place
                     asked &= ~away.rows.group.isin(away.rows.group.iloc[chosen]).to_numpy()  # their patients are known
-                    rows_ = pd.concat([home.rows[train], away.rows.iloc[chosen]])
+                    rows_ = pd.concat([internal.rows[train], away.rows.iloc[chosen]])
                     weights = np.r_[np.ones(train.sum()), np.full(count, weight)]
                     features = np.concatenate([known[train], there[chosen]])
                     both = np.concatenate([there[asked], known[test]])
-                    answers = probe(features, rows_, both, pd.concat([away.rows[asked], home.rows[test]]), weights)
-                    answers, at_home = answers.iloc[: asked.sum()], answers.iloc[asked.sum() :]
-                    found["covid recall at home"].extend(share_of_covid(at_home, "covid"))
+                    answers = probe(features, rows_, both, pd.concat([away.rows[asked], internal.rows[test]]), weights)
+                    answers, inside = answers.iloc[: asked.sum()], answers.iloc[asked.sum() :]
+                    found["covid recall internal"].extend(share_of_covid(inside, "covid"))
                     found["normals called covid"].extend(share_of_covid(answers, "normal"))
                     found["AUC"].extend(covid_or_normal(answers))
                     weighed = next(_draws(answers.group.nunique(), draws * resamples if alone else resamples, draw,
@@ -182,14 +183,14 @@ def covid_or_normal(answers, weights=None):
     return _auc(score.to_numpy(), answers.label.eq("covid").to_numpy(), weights)
 
 
-def sources_left_out(home, known):
+def sources_left_out(internal, known):
     """Each source that holds normal and other images, left out of training and asked."""
     rows = []
-    within = xu.within_sources(home.rows)
-    for source in sorted(home.rows.source[within].unique()):
-        out = home.rows.source.eq(source).to_numpy()
-        inside = ~out & ~home.rows.group.isin(home.rows.group[out]).to_numpy()
-        answers = probe(known[inside], home.rows[inside], known[out], home.rows[out])
+    within = xu.within_sources(internal.rows)
+    for source in sorted(internal.rows.source[within].unique()):
+        out = internal.rows.source.eq(source).to_numpy()
+        inside = ~out & ~internal.rows.group.isin(internal.rows.group[out]).to_numpy()
+        answers = probe(known[inside], internal.rows[inside], known[out], internal.rows[out])
         metrics = xu.compute_metrics(answers)
         keys = ("accuracy", "recall_normal", "recall_virus")
         rows.append({"left out": source.split("/")[0], "images": int(out.sum())}
@@ -197,14 +198,16 @@ def sources_left_out(home, known):
     return pd.DataFrame(rows)
 
 
-def refusals(data, home, away, known, there, probes):
-    """Doubt by `xu.doubts`; the threshold refuses a tenth of validation. For each network: what is still answered."""
-    train, val, test = (home.side == side for side in ("train", "val", "test"))
-    ill = {name: xu.ill_scores(known[train], home.rows[train], asked)
+def abstention(data, internal, away, known, there, probes):
+    """Coverage and risk of each network, abstaining by `xu.uncertainty` on a tenth of validation."""
+    train, val, test = (internal.side == side for side in ("train", "val", "test"))
+    ill = {name: xu.pneumonia_scores(known[train], internal.rows[train], asked)
            for name, asked in (("val", known[val]), ("test", known[test]), ("away", there))}  # fmt: skip
-    tables = {"ViT, fixed features": (probe(known[train], home.rows[train], known[val], home.rows[val]), *probes)}
-    order = home.rows.file.reset_index(drop=True)
-    orders = {"val": order[val], "test": order[test], "elsewhere": away.rows.file}
+    tables = {
+        "ViT, fixed features": (probe(known[train], internal.rows[train], known[val], internal.rows[val]), *probes)
+    }
+    order = internal.rows.file.reset_index(drop=True)
+    orders = {"val": order[val], "test": order[test], "external": away.rows.file}
     for name in xu.NOTEBOOKS:
         found = answers(name, data, away, *orders)
         if found:
@@ -213,33 +216,33 @@ def refusals(data, home, away, known, there, probes):
     scores = zip(orders.items(), ill.values(), strict=True)
     scores = pd.concat(
         [
-            pd.DataFrame({"side": side.replace("test", "home"), "file": files, "ill": score})
+            pd.DataFrame({"side": side.replace("test", "internal"), "file": files, "ill": score})
             for (side, files), score in scores
         ]
     )
-    with whole_file(TABLES / "ill_scores.csv") as path:  # for the figure of risk against coverage
+    with whole_file(TABLES / "pneumonia_scores.csv") as path:  # for the figure of risk against coverage
         scores.round(4).to_csv(path, index=False)
     rows = []
     for name, (on_val, on_test, on_away) in tables.items():
-        threshold = np.quantile(xu.doubts(on_val, ill["val"]), 0.9, method="higher")
-        at_home = xu.refuse(on_test, xu.doubts(on_test, ill["test"]), threshold)
-        elsewhere = xu.refuse(on_away, xu.doubts(on_away, ill["away"]), threshold)
-        without = xu.refuse(on_away, np.full(len(on_away), -np.inf), threshold)
+        threshold = np.quantile(xu.uncertainty(on_val, ill["val"]), 0.9, method="higher")
+        inside = xu.abstain(on_test, xu.uncertainty(on_test, ill["test"]), threshold)
+        external = xu.abstain(on_away, xu.uncertainty(on_away, ill["away"]), threshold)
+        without = xu.abstain(on_away, np.full(len(on_away), -np.inf), threshold)
         rows.append({
             "network": name,
-            "home: answered": xu.with_interval(at_home, "answered"),
-            "home: covid answered": xu.with_interval(at_home, "covid_answered"),
-            "elsewhere: covid answered": xu.with_interval(elsewhere, "covid_answered"),
-            "elsewhere: normal refused or not called covid": xu.with_interval(elsewhere, "normal_safe"),
+            "internal: answered": xu.with_interval(inside, "answered"),
+            "internal: covid answered": xu.with_interval(inside, "covid_answered"),
+            "external: covid answered": xu.with_interval(external, "covid_answered"),
+            "external: normal without an answer or not called covid": xu.with_interval(external, "normal_safe"),
             "the same without refusing": xu.with_interval(without, "normal_safe"),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def seeds(home, known, mirrored, count=10):
+def seeds(internal, known, mirrored, count=10):
     """Accuracy of a logistic regression on fixed ViT features under both protocols, a split a seed."""
     images = xu.audit_images(xu.find_images(xu.data_dir()))
-    where = dict(zip(home.rows.file, range(len(home.rows)), strict=True))
+    where = dict(zip(internal.rows.file, range(len(internal.rows)), strict=True))
     rows = []
     for seed in range(count):
         for protocol in ("slides", "grouped"):
@@ -266,25 +269,27 @@ def main():
     data = xu.load_data(protocol="grouped", seed=0)
     images = xu.audit_images(xu.find_images(xu.data_dir()))
     away = xu.load_external(xu.external_dir(), images)
-    home = all_images(data)
+    internal = all_images(data)
     sides = {side: set(getattr(data, side).rows.file) for side in ("val", "test")}
-    home.side = np.array([next((s for s, files in sides.items() if file in files), "train") for file in home.rows.file])
-    known, there = cached("home", home), cached("elsewhere", away)
-    twins = Split(home.rows.assign(mirrored=True), home.pixels, home.positions)
-    train, test = home.side == "train", home.side == "test"
-    asked = (known[test], home.rows[test].reset_index(drop=True)), (there, away.rows)
-    probes = [probe(known[train], home.rows[train], *one) for one in asked]
-    ill = [xu.ill_scores(known[train], home.rows[train], x) for x, _ in asked]
+    internal.side = np.array(
+        [next((s for s, files in sides.items() if file in files), "train") for file in internal.rows.file]
+    )
+    known, there = cached("internal", internal), cached("external", away)
+    mirrored_copies = Split(internal.rows.assign(mirrored=True), internal.pixels, internal.positions)
+    train, test = internal.side == "train", internal.side == "test"
+    asked = (known[test], internal.rows[test].reset_index(drop=True)), (there, away.rows)
+    probes = [probe(known[train], internal.rows[train], *one) for one in asked]
+    ill = [xu.pneumonia_scores(known[train], internal.rows[train], x) for x, _ in asked]
     tables = {
         "covid_against_normal": lambda: areas(
             data, away, {"ViT, fixed features": probes}, list(zip(probes, ill, strict=True))
         ),
-        "elsewhere_over_seeds": over_seeds,
-        "elsewhere_by_part": lambda: parts(probes),
-        "adult_controls": lambda: controls(home, away, known, there),
-        "sources_left_out": lambda: sources_left_out(home, known),
-        "refusals": lambda: refusals(data, home, away, known, there, probes),
-        "seeds": lambda: seeds(home, known, cached("mirrored", twins)),
+        "external_over_seeds": over_seeds,
+        "external_by_part": lambda: parts(probes),
+        "adult_controls": lambda: controls(internal, away, known, there),
+        "sources_left_out": lambda: sources_left_out(internal, known),
+        "abstention": lambda: abstention(data, internal, away, known, there, probes),
+        "seeds": lambda: seeds(internal, known, cached("mirrored", mirrored_copies)),
     }
     for name in sys.argv[1:] or tables:
         table, keys = tables[name](), ["network", "asked", "seed", "protocol"]

@@ -1,11 +1,11 @@
 """Mend the data: normal adults of other hospitals are added to training, those of one more hospital are evaluated.
 
-    XRAY_DATA=... XRAY_EXTERNAL=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/mend.py
+    XRAY_DATA=... XRAY_EXTERNAL=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/scripts/add_controls.py
 
 Logistic regressions on fixed features of the ViT. Places with normal adults: Actualmed (`agchung`) and publications
 (`s-mostafa-a`) of XRAY_EXTERNAL, and NIH of data/sample_external. One place is left out, normal patients of the other
 two are added in growing numbers, 50 draws each, with weight 1 and 5. What is added, and its weight, was fixed before
-the first run. Covid recall: the internal test images, and the covid images of the place. Into tables/mend.csv.
+the first run. Covid recall: the internal test images, and the covid images of the place. Into tables/controls.csv.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 import xray_utils as xu
-from xray_utils.data import repository_dir
+from xray_utils._support.paths import repository_dir
 
 COUNTS, DRAWS, WEIGHTS = (0, 2, 5, 10, 20), 50, (1.0, 5.0)
 
@@ -40,12 +40,12 @@ def main():
         rest = other_rows.assign(addable=~inside & other_rows.source.ne("internal"))
         for weight in WEIGHTS:
             answers = xu.add_controls(known, rows[0], features, rest, COUNTS, DRAWS, weight)
-            here, home = answers.source.str.startswith(place), answers.source.eq("internal")
-            for where, some in {place: here, "internal": home}.items():
+            here, internal = answers.source.str.startswith(place), answers.source.eq("internal")
+            for where, some in {place: here, "internal": internal}.items():
                 table = xu.controls_table(answers[some])
                 tables.append(table.assign(left_out=place, evaluated=where, weight=weight))
     result = pd.concat(tables, ignore_index=True).round(4)
-    result.to_csv(Path(__file__).resolve().parent / "tables" / "mend.csv", index=False)
+    result.to_csv(Path(__file__).resolve().parents[1] / "tables" / "controls.csv", index=False)
     print(result.to_string())
 
 

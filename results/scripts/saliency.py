@@ -1,6 +1,6 @@
-"""Where the networks of the real runs look, and how good the estimate of the lung fields is, into where_it_looks.json.
+"""Where the networks of the real runs look, and how good the estimate of the lung fields is, into saliency.json.
 
-    XRAY_DATA=/path/to/images .venv/bin/python results/where_it_looks.py /path/to/lung_masks
+    XRAY_DATA=/path/to/images .venv/bin/python results/scripts/saliency.py /path/to/lung_masks
 
 The folder of masks (1 inside the lungs; same stem and size as the image) is only measured against.
 """
@@ -16,10 +16,10 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 import xray_utils as xu
-from xray_utils.data import whole_file
-from xray_utils.phantoms import draw_phantom
+from xray_utils._support.files import whole_file
+from xray_utils.lab.phantoms import draw_phantom
 
-RESULT = Path(__file__).resolve().with_name("where_it_looks.json")
+RESULT = Path(__file__).resolve().parents[1] / "saliency.json"
 GOOD = 0.85  # Dice from which on an estimate is called good
 
 
@@ -30,7 +30,7 @@ def measure(found, true, groups):
     result = {"median": float(np.median(dice)), "lowest": float(dice.min()), f"below {GOOD}": int((dice < GOOD).sum())}
     for name, some in {"all": dice >= 0, "trusted": found.trusted, "not trusted": ~found.trusted}.items():
         if some.any():
-            result[name] = xu.mean_with_groups(pd.DataFrame({"dice": dice[some]}), np.asarray(groups)[some])
+            result[name] = xu.grouped_mean(pd.DataFrame({"dice": dice[some]}), np.asarray(groups)[some])
     result["rank correlation of score and Dice"] = float(spearmanr(found.score, dice).statistic)
     if 0 < (dice < GOOD).sum() < len(dice):
         result["AUC of the score for good against bad"] = float(roc_auc_score(dice >= GOOD, found.score))
@@ -82,14 +82,14 @@ def of_runs(protocol="grouped"):
             print(f"{run.name} was tested on other images: left out.")
             result.pop(run.name, None)
             continue
-        shares = xu.share_in_lungs(xu.where_it_looks(run.model, data.test), lungs.masks)
+        shares = xu.share_in_lungs(xu.saliency_maps(run.model, data.test), lungs.masks)
         table = xu.predict(run.model, data.test)
         right = table.label.eq(table.predicted).to_numpy()
         parts = {"all": right | True, "correct": right, "wrong": ~right, "lungs trusted": lungs.trusted}
         parts |= {f"class {name}": table.label.eq(name).to_numpy() for name in xu.CLASSES}
         same = pd.DataFrame({"correlation": xu.sanity_check(run.model, data.test)})
-        result[run.name] = {name: xu.mean_with_groups(shares[some], groups[some]) for name, some in parts.items()}
-        result[run.name]["with random weights"] = xu.mean_with_groups(same, groups)
+        result[run.name] = {name: xu.grouped_mean(shares[some], groups[some]) for name, some in parts.items()}
+        result[run.name]["with random weights"] = xu.grouped_mean(same, groups)
     return {"images": len(data.test), "lungs trusted": int(lungs.trusted.sum()), "runs": result}
 
 

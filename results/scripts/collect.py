@@ -1,9 +1,9 @@
 """Copy what the real runs gave from outputs/runs to results/runs: tables and curves, no image of any patient.
 
-Run it after the notebooks: `.venv/bin/python results/collect.py`; with `tables` behind it, it copies nothing and makes
+Run it after the notebooks: `.venv/bin/python results/scripts/collect.py`; with `tables`, it copies nothing and makes
 the metrics, the comparison, the calibration and the figures again from the answers that are here; with `leak`, it
-counts who is on both sides of a split; with `elsewhere`, it asks the runs under "grouped" whose weights are here about
-the images of XRAY_EXTERNAL.
+counts who is on both sides of a split; with `external`, it evaluates the runs under "grouped" whose weights are here
+on the images of XRAY_EXTERNAL.
 """
 
 import json
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 import xray_utils as xu
-from xray_utils.data import whole_file
+from xray_utils._support.files import whole_file
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 NAMES = [f"{model}_{protocol}" for protocol in ("slides", "grouped") for model in xu.NOTEBOOKS]
 
 
@@ -43,7 +43,9 @@ def collect():
         put(runs / name / "confusion_matrix.png", xu.plot_confusion_matrix(result.predictions, title=name))
     for folder in sorted(xu.outputs_dir("runs").iterdir()):  # compared on validation only: they have no test
         if (folder / "finished.json").is_file() and not (folder / "metrics.json").is_file():
-            if not folder.name.endswith("_sample") and not folder.name.startswith(("stamp", "relearned", "recipe")):
+            if not folder.name.endswith("_sample") and not folder.name.startswith(
+                ("marker", "relearned", "configuration")
+            ):
                 for file in ("config.json", "history.csv"):
                     put(runs / folder.name / file, folder / file)
     for path in xu.outputs_dir("tables").glob("*.csv"):  # of notebook 7
@@ -80,8 +82,11 @@ def tables():
     best = [name for name in shown if name.startswith("resnet18_augmented_grouped")]
     put(HERE / "calibration.png", xu.plot_reliability({name: shown[name] for name in best}))
     print(calibration.round(3).to_string())
-    home, away = results["baseline_cnn_grouped"].predictions, HERE / "runs" / "baseline_cnn_grouped" / "elsewhere.csv"
-    put(HERE / "home_and_away.png", xu.plot_home_and_away(home, pd.read_csv(away)))
+    internal, away = (
+        results["baseline_cnn_grouped"].predictions,
+        HERE / "runs" / "baseline_cnn_grouped" / "external.csv",
+    )
+    put(HERE / "internal_external.png", xu.plot_internal_external(internal, pd.read_csv(away)))
     scaling()
     another_hospital()
     put(HERE / "risk_coverage.png", risk_coverage("baseline_cnn_grouped"))
@@ -90,11 +95,11 @@ def tables():
 
 
 def another_hospital():
-    """Write tables/another_hospital_grouped.csv anew for the networks whose answers elsewhere are here."""
-    path = HERE / "tables" / "another_hospital_grouped.csv"
+    """Write tables/external_grouped.csv anew for the networks whose answers external are here."""
+    path = HERE / "tables" / "external_grouped.csv"
     table = pd.read_csv(path, index_col=0)
     for model in xu.NOTEBOOKS:
-        answers = HERE / "runs" / f"{model}_grouped" / "elsewhere.csv"
+        answers = HERE / "runs" / f"{model}_grouped" / "external.csv"
         if answers.is_file():
             table[model] = xu.metrics_table({model: xu.compute_metrics(pd.read_csv(answers))})[model]
     put(path, table)
@@ -121,22 +126,22 @@ def scaling():
 
 def risk_coverage(name):
     """The figure of notebook 7: which answers of a run go first; the threshold refuses a tenth of validation."""
-    ill = pd.read_csv(HERE / "tables" / "ill_scores.csv").set_index(["side", "file"]).ill
-    files = {"val": "validation.csv", "home": "predictions.csv", "elsewhere": "elsewhere.csv"}
+    ill = pd.read_csv(HERE / "tables" / "pneumonia_scores.csv").set_index(["side", "file"]).ill
+    files = {"val": "validation.csv", "internal": "predictions.csv", "external": "external.csv"}
     answers = {side: pd.read_csv(HERE / "runs" / name / file) for side, file in files.items()}
-    doubt = {side: xu.doubts(table, ill[side].reindex(table.file)) for side, table in answers.items()}
+    doubt = {side: xu.uncertainty(table, ill[side].reindex(table.file)) for side, table in answers.items()}
     threshold = np.quantile(doubt.pop("val"), 0.9, method="higher")
     answers.pop("val")
     return xu.plot_risk_coverage(answers, doubt, threshold)
 
 
-def elsewhere():
-    """Write `runs/<name>/elsewhere.csv`, the answers in another hospital."""
+def external():
+    """Write `runs/<name>/external.csv`, the answers in another hospital."""
     images = xu.audit_images(xu.find_images(xu.data_dir()))
     away = xu.load_external(xu.external_dir(), images)
     for name in (name for name in NAMES if name.endswith("_grouped")):
         if xu.outputs_dir("runs", name, "best.safetensors").is_file():
-            with whole_file(HERE / "runs" / name / "elsewhere.csv") as path:
+            with whole_file(HERE / "runs" / name / "external.csv") as path:
                 xu.predict(xu.load_run(name).model, away).to_csv(path, index=False)
 
 
@@ -150,7 +155,7 @@ def leak():
             pairs = test.merge(train, on="alike")
             pairs = pairs.file_x[pairs.file_x != pairs.file_y]
             row = {"protocol": protocol, "mirror": mirror, "seed": seed, "test images": len(test)}
-            row |= {"twin": test.file.isin(train.file).mean(), "near-duplicate": test.file.isin(pairs).mean()}
+            row |= {"mirrored copy": test.file.isin(train.file).mean(), "near-duplicate": test.file.isin(pairs).mean()}
             rows.append(row | {"patient": test.group.isin(train.group).mean()})
     table = pd.DataFrame(rows).set_index("protocol")
     put(HERE / "tables" / "leak.csv", table)
@@ -158,8 +163,8 @@ def leak():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["elsewhere"]:
-        elsewhere()
+    if sys.argv[1:] == ["external"]:
+        external()
     elif sys.argv[1:] == ["leak"]:
         leak()
     else:

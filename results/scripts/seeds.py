@@ -5,10 +5,10 @@ original (Adam, plateau, no augmentation); the ViT of `XRAY_VIT_WEIGHTS` at 112 
 interpolated) for 6 epochs, unmirrored. A run that is there is not repeated. It takes its row in the table, and others
 stay:
 
-    XRAY_DATA=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/seeds.py resnet18 vit   # --precision fp32 --seeds 0 1
+    XRAY_DATA=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/scripts/seeds.py resnet18 vit  # --seeds 0 1
 
 With `XRAY_EXTERNAL` the runs under "grouped" in bf16 keep their answers in the other hospital, too
-(`runs/<name>/elsewhere.csv`).
+(`runs/<name>/external.csv`).
 """
 
 import argparse
@@ -21,14 +21,15 @@ import transformers
 from scipy import stats
 
 import xray_utils as xu
-from xray_utils.data import whole_file
+from xray_utils._support.device import choose_precision
+from xray_utils._support.files import whole_file
 
-TABLE = Path(__file__).resolve().parent / "tables" / "seeds_and_precision.csv"
+TABLE = Path(__file__).resolve().parents[1] / "tables" / "seeds_and_precision.csv"
 WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
 
 
 def small_vit(seed, size=112):
-    """The ViT of `XRAY_VIT_WEIGHTS` for pictures of `size` pixels: a quarter of the patches, a quarter of the time."""
+    """The ViT of `XRAY_VIT_WEIGHTS` for images of `size` pixels: a quarter of the patches, a quarter of the time."""
     folder = xu.outputs_dir("weights", f"{Path(WEIGHTS).name}_{size}")
     if not (folder / "model.safetensors").is_file():
         whole = xu.vit(WEIGHTS)
@@ -42,7 +43,7 @@ def small_vit(seed, size=112):
     return xu.vit(folder, seed=seed)
 
 
-SHORT = {  # network: how it is made, the size of its pictures, the settings of its training
+SHORT = {  # network: how it is made, the size of its images, the settings of its training
     "baseline_cnn": (xu.baseline_cnn, 224, dict(epochs=10)),
     "resnet18": (xu.resnet18, 112, dict(epochs=15)),
     "vit": (small_vit, 112,
@@ -65,7 +66,7 @@ def train(network, protocol, seed, precision):
         xu.save_results(run, xu.predict(run.model, data.test))
     if xu.external_dir() and protocol == "grouped" and precision != "fp32":  # for the table by source and view
         away = xu.load_external(xu.external_dir(), xu.audit_images(xu.find_images(xu.data_dir())), size=size)
-        with whole_file(TABLE.parents[1] / "runs" / name / "elsewhere.csv") as path:
+        with whole_file(TABLE.parents[1] / "runs" / name / "external.csv") as path:
             xu.predict(run.model, away).to_csv(path, index=False)
 
 
@@ -107,7 +108,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*SHORT, []], help="to be trained; none: the table alone")
     parser.add_argument("--protocols", nargs="+", default=["grouped", "slides"], choices=["grouped", "slides"])
-    parser.add_argument("--precision", nargs="+", default=[xu.training.choose_precision()], choices=["fp32", "bf16"])
+    parser.add_argument("--precision", nargs="+", default=[choose_precision()], choices=["fp32", "bf16"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     for seed in options.seeds:

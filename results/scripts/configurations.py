@@ -1,15 +1,15 @@
-"""Recipes against the shortcut: train each, choose at home, then ask another hospital once. Tables, no image.
+"""Training configurations against the shortcut: train each, choose on internal data, then evaluate once externally.
 
 With the images of `XRAY_DATA` and the ViT of `XRAY_VIT_WEIGHTS`, in this order (a run that is there is not repeated):
 
-    .venv/bin/python results/fight.py train resnet18 vit features   # any of them; --seeds 0 1 2
-    .venv/bin/python results/fight.py home                          # tables/recipes_home.csv, names the chosen recipes
-    XRAY_EXTERNAL=... .venv/bin/python results/fight.py elsewhere   # tables/recipes_elsewhere.csv
+    .venv/bin/python results/scripts/configurations.py train resnet18 vit features   # any of them; --seeds 0 1 2
+    .venv/bin/python results/scripts/configurations.py internal  # tables/configurations_internal.csv; names the chosen
+    XRAY_EXTERNAL=... .venv/bin/python results/scripts/configurations.py external  # tables/configurations_external.csv
 
-The choice, fixed before any recipe was asked about the other hospital: of each kind of network the recipe with the
-highest AUC of ill against normal on the validation images of sources that hold both, each seen through two draws of
-`augment_strong` (which favours what was trained on such pictures, and is meant to); and of all kinds the ensemble of
-these. The question, fixed as well: covid against normal, by p_covid / (p_covid + p_normal). (The adversary came
+The choice was fixed before any external evaluation: of each kind of network the configuration with the highest AUC of
+pneumonia against normal on the validation images of sources that hold both, each image seen through two draws of
+`augment_strong` (which favours what was trained on such images, and is meant to); and the ensemble of these. The
+external question was fixed as well: covid against normal, by p_covid / (p_covid + p_normal). (The adversary came
 later: it is shown, and not chosen.)
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
@@ -30,11 +31,12 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 import xray_utils as xu
-from xray_utils.data import Split, whole_file
-from xray_utils.evaluation import PROBABILITIES
-from xray_utils.training import augment_strong
+from xray_utils._support.files import whole_file
+from xray_utils.augment import augment_strong
+from xray_utils.constants import PROBABILITIES
+from xray_utils.prepared import Split
 
-TABLES = Path(__file__).resolve().parent / "tables"
+TABLES = Path(__file__).resolve().parents[1] / "tables"
 WEIGHTS = os.environ.get("XRAY_VIT_WEIGHTS", xu.VIT_NAME)
 DRAWS = 2
 
@@ -50,7 +52,7 @@ def lungs_equalised(pixels):
     return xu.crop_lungs(np.where(masks, xu.equalise(pixels), 0).astype(np.uint8))
 
 
-RECIPES = {  # name: what is done to every picture, and how training pictures are varied
+RECIPES = {  # name: what is done to every image, and how training images are varied
     "as it is": (as_it_is, False),  # of fixed features
     "mild augmentation": (as_it_is, "mild"),
     "strong augmentation": (as_it_is, "strong"),
@@ -61,7 +63,7 @@ RECIPES = {  # name: what is done to every picture, and how training pictures ar
     "equal weight for each source": (as_it_is, "mild"),
     "strong augmentation, 224 px": (as_it_is, "strong"),
 }
-OF_RESNET = tuple(recipe for recipe in RECIPES if recipe != "as it is")
+OF_RESNET = tuple(configuration for configuration in RECIPES if configuration != "as it is")
 OF_VIT = ("mild augmentation", "strong augmentation", "lung box, equalised, strong")
 OF_FEATURES = ("as it is", "strong augmentation", "equalised", "lung box, equalised", "lung box, equalised, strong",
                "only the lungs, equalised", "equal weight for each source",
@@ -81,27 +83,29 @@ def equal_sources(split, seed):
 
 def smaller(change, size):
     """`change`, and then `size` x `size` pixels."""
-    return lambda pixels: np.stack([xu.resize(xu.data.Image.fromarray(one), size) for one in change(pixels)])
+    return lambda pixels: np.stack([xu.resize(Image.fromarray(one), size) for one in change(pixels)])
 
 
-def side_of(kind, recipe, split):
-    """`split` as the networks of that recipe see it."""
-    change = RECIPES.get(recipe, (as_it_is,))[0]
-    return xu.change_split(split, smaller(change, 112) if kind == "resnet18" and "224" not in recipe else change)
+def side_of(kind, configuration, split):
+    """`split` as the networks of that configuration see it."""
+    change = RECIPES.get(configuration, (as_it_is,))[0]
+    return xu.change_split(split, smaller(change, 112) if kind == "resnet18" and "224" not in configuration else change)
 
 
-def run_name(kind, recipe, seed):
-    """The folder of a recipe."""
-    return f"fight_{kind}_{recipe.replace(', ', '_').replace(' ', '_')}_seed{seed}"
+def run_name(kind, configuration, seed):
+    """The folder of a configuration."""
+    return f"fight_{kind}_{configuration.replace(', ', '_').replace(' ', '_')}_seed{seed}"
 
 
-def train(kind, recipe, data, seed):
-    """The run of a recipe, trained or loaded."""
-    change, augment = RECIPES[recipe]
-    if "source" in recipe:
+def train(kind, configuration, data, seed):
+    """The run of a configuration, trained or loaded."""
+    change, augment = RECIPES[configuration]
+    if "source" in configuration:
         data = replace(data, train=equal_sources(data.train, seed))
-    data = replace(data, **{side: side_of(kind, recipe, getattr(data, side)) for side in ("train", "val", "test")})
-    name = run_name(kind, recipe, seed)
+    data = replace(
+        data, **{side: side_of(kind, configuration, getattr(data, side)) for side in ("train", "val", "test")}
+    )
+    name = run_name(kind, configuration, seed)
     if kind == "vit":
         return xu.fit(xu.vit(WEIGHTS, seed=seed), data, name, epochs=4, lr=5e-5, optimizer="adamw", weight_decay=0.05,
                       schedule="cosine", warmup=0.1, augment=augment, seed=seed)  # fmt: skip
@@ -110,7 +114,7 @@ def train(kind, recipe, data, seed):
 
 
 def varied(split, draw):
-    """`split` through `augment_strong`, the same pictures for every recipe: another scanner, another hospital."""
+    """`split` through `augment_strong`, the same images for every configuration."""
     parts = []
     for start in range(0, len(split), 64):
         pixels = torch.from_numpy(split.take(np.arange(start, min(start + 64, len(split))))).permute(0, 3, 1, 2)
@@ -122,24 +126,24 @@ def varied(split, draw):
 class Probe:
     """A logistic regression on fixed features, with the face of a network: `answers(split)` is a predictions table."""
 
-    def __init__(self, recipe, data, seed):
-        self.recipe, self.backbone = recipe, xu.vit(WEIGHTS, seed=seed)
-        train = equal_sources(data.train, seed) if "equal weight" in recipe else data.train
-        copies = [train] + [varied(train, 100 + i) for i in range(1 if "strong" in recipe else 0)]
+    def __init__(self, configuration, data, seed):
+        self.configuration, self.backbone = configuration, xu.vit(WEIGHTS, seed=seed)
+        train = equal_sources(data.train, seed) if "equal weight" in configuration else data.train
+        copies = [train] + [varied(train, 100 + i) for i in range(1 if "strong" in configuration else 0)]
         seen = np.concatenate([self._see(copy) for copy in copies])
         rows = pd.concat([train.rows] * len(copies), ignore_index=True)
         self.away = np.zeros((seen.shape[1], 0))
-        if recipe == "sources erased":
+        if configuration == "sources erased":
             self.away = source_directions(seen, rows)
         with threadpool_limits(1):
-            if recipe == LATER:
+            if configuration == LATER:
                 self.model = make_pipeline(StandardScaler(), Adversary(rows.source.to_numpy(), seed))
             else:
                 self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
             self.model.fit(self._erase(seen), rows.label)
 
     def _see(self, split):
-        seen = side_of("features", self.recipe, split)
+        seen = side_of("features", self.configuration, split)
         path = xu.outputs_dir("features", f"{Path(WEIGHTS).name}_{seen.fingerprint()}.npy")
         if not path.is_file():
             seen = Split(split.rows.assign(mirrored=False), seen.take(np.arange(len(seen))), np.arange(len(seen)))
@@ -187,16 +191,16 @@ class Adversary(BaseEstimator):
         possible[label, source] = 1
         torch.manual_seed(self.seed)
         self.layer = nn.Sequential(nn.Linear(x.shape[1], 64), nn.ReLU(), nn.Dropout(0.5))
-        self.head, guess = nn.Linear(64, len(self.classes_)), nn.Linear(64, source.max() + 1)
+        self.head, cross_validate = nn.Linear(64, len(self.classes_)), nn.Linear(64, source.max() + 1)
         x, label, source = torch.tensor(x, dtype=torch.float32), torch.tensor(label), torch.tensor(source)
         closed = torch.tensor(np.where(possible, 0, -np.inf), dtype=torch.float32)[label]  # to sources of other classes
-        parts = [*self.layer.parameters(), *self.head.parameters(), *guess.parameters()]
+        parts = [*self.layer.parameters(), *self.head.parameters(), *cross_validate.parameters()]
         optimizer = torch.optim.AdamW(parts, lr=1e-3, weight_decay=0.05)
         for _ in range(self.steps):
             optimizer.zero_grad()
             seen = self.layer(x)
             loss = nn.functional.cross_entropy(self.head(seen), label)
-            loss = loss + nn.functional.cross_entropy(guess(Reverse.apply(seen)) + closed, source)
+            loss = loss + nn.functional.cross_entropy(cross_validate(Reverse.apply(seen)) + closed, source)
             loss.backward()
             optimizer.step()
         self.layer.eval()
@@ -227,35 +231,37 @@ def source_directions(seen, rows, rounds=20):
     return away
 
 
-def answers_of(kind, recipe, data, seed):
-    """A function from a split to the answers of the trained recipe."""
+def answers_of(kind, configuration, data, seed):
+    """A function from a split to the answers of the trained configuration."""
     if kind == "features":
-        return Probe(recipe, data, seed).answers
-    model = train(kind, recipe, data, seed).model
-    return lambda split: xu.predict(model, side_of(kind, recipe, split))
+        return Probe(configuration, data, seed).answers
+    model = train(kind, configuration, data, seed).model
+    return lambda split: xu.predict(model, side_of(kind, configuration, split))
 
 
 def ill_area(table):
     """AUC of ill against normal where the source cannot tell, with what `compute_metrics` knows of it."""
     inside = table[xu.within_sources(table) & table.label.ne("covid")]
-    asked = xu.against_normal(inside.assign(label=inside.label.replace("virus", "covid")), "virus")
+    asked = xu.covid_vs_normal(inside.assign(label=inside.label.replace("virus", "covid")), "virus")
     return xu.compute_metrics(asked, resamples=200)["auc_covid"]
 
 
-def home(data, seeds, only=None):
-    """What each recipe is worth at home, on validation alone; the chosen ones are marked."""
+def internal(data, seeds, only=None):
+    """What each configuration is worth internal, on validation alone; the chosen ones are marked."""
     hidden = {how: xu.change_split(data.val, how) for how in ("without the lungs", "only the border")}
     hidden = {how: Split(data.val.rows, split.take(np.arange(len(split))), np.arange(len(split)))
               for how, split in hidden.items()}  # fmt: skip
     shifted = [varied(data.val, draw) for draw in range(DRAWS)]
     rows = []
-    for kind, recipes in KINDS.items():
-        for recipe in (recipe for recipe in recipes if only is None or recipe in only):
+    for kind, configurations in KINDS.items():
+        for configuration in (
+            configuration for configuration in configurations if only is None or configuration in only
+        ):
             for seed in seeds if kind != "features" else (0,):
-                if kind != "features" and not trained(kind, recipe, seed):
+                if kind != "features" and not trained(kind, configuration, seed):
                     continue
-                answers = answers_of(kind, recipe, data, seed)
-                row = {"network": kind, "recipe": recipe, "seed": seed}
+                answers = answers_of(kind, configuration, data, seed)
+                row = {"network": kind, "configuration": configuration, "seed": seed}
                 row["accuracy"] = xu.compute_metrics(answers(data.val), resamples=1)["accuracy"]
                 row["ill : normal"] = ill_area(answers(data.val))
                 row["ill : normal, other scanners"] = np.mean([ill_area(answers(split)) for split in shifted])
@@ -265,48 +271,53 @@ def home(data, seeds, only=None):
                 print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
                       flush=True)  # fmt: skip
     table = pd.DataFrame(rows)
-    mean = table.groupby(["network", "recipe"])["ill : normal, other scanners"].transform("mean")
-    mean = mean.where(table.recipe.ne(LATER))
+    mean = table.groupby(["network", "configuration"])["ill : normal, other scanners"].transform("mean")
+    mean = mean.where(table.configuration.ne(LATER))
     table["chosen"] = mean.eq(mean.groupby(table.network).transform("max"))
     return table.round(4)
 
 
-def trained(kind, recipe, seed):
-    """True if the run of a recipe is complete."""
-    return xu.outputs_dir("runs", run_name(kind, recipe, seed), "finished.json").is_file()
+def trained(kind, configuration, seed):
+    """True if the run of a configuration is complete."""
+    return xu.outputs_dir("runs", run_name(kind, configuration, seed), "finished.json").is_file()
 
 
-def elsewhere(data, table):
-    """Every recipe asked once: AUC of covid against normal at home (test images), elsewhere, and in one place there.
+def external(data, table):
+    """Every configuration asked once: AUC of covid against normal, internal, external, and in one external place.
 
-    One place: the sources elsewhere that hold both classes. The answers are kept beside the runs.
+    One place: the sources external that hold both classes. The answers are kept beside the runs.
     """
     away = xu.load_external(xu.external_dir(), xu.audit_images(xu.find_images(xu.data_dir())))
-    sides, found = {"home": data.test, "elsewhere": away}, {}
-    for kind, recipe, seed, _ in table[["network", "recipe", "seed", "chosen"]].itertuples(index=False):
-        answers = answers_of(kind, recipe, data, seed)
-        found[kind, recipe, seed] = {where: answers(split) for where, split in sides.items()}
-    chosen = [tuple(row) for row in table[table.chosen][["network", "recipe", "seed"]].itertuples(index=False)]
-    for (kind, recipe, seed), tables in found.items():
-        for where, file in {"home": "predictions.csv", "elsewhere": "elsewhere.csv"}.items():
-            with whole_file(TABLES.parent / "runs" / run_name(kind, recipe, seed) / file) as path:
+    sides, found = {"internal": data.test, "external": away}, {}
+    for kind, configuration, seed, _ in table[["network", "configuration", "seed", "chosen"]].itertuples(index=False):
+        answers = answers_of(kind, configuration, data, seed)
+        found[kind, configuration, seed] = {where: answers(split) for where, split in sides.items()}
+    chosen = [tuple(row) for row in table[table.chosen][["network", "configuration", "seed"]].itertuples(index=False)]
+    for (kind, configuration, seed), tables in found.items():
+        for where, file in {"internal": "predictions.csv", "external": "external.csv"}.items():
+            with whole_file(TABLES.parent / "runs" / run_name(kind, configuration, seed) / file) as path:
                 tables[where].to_csv(path, index=False)
     first = [key for key in found if key[1] != LATER]
-    for name, keys in {"chosen recipes together": chosen, "all but the later one together": first}.items():
+    for name, keys in {"chosen configurations together": chosen, "all but the later one together": first}.items():
         means = {where: together([found[key][where] for key in keys]) for where in sides}
         found["ensemble", name, ""] = means
-    rows, plain = [], found["resnet18", "mild augmentation", 0]["elsewhere"]
-    for (kind, recipe, seed), tables in found.items():
-        tables["one place"] = tables["elsewhere"][xu.within_sources(tables["elsewhere"])]
-        row = {"network": kind, "recipe": recipe, "seed": seed, "chosen": (kind, recipe, seed) in chosen}
-        row["accuracy at home"] = xu.with_interval(xu.compute_metrics(tables["home"]), "accuracy")
+    rows, plain = [], found["resnet18", "mild augmentation", 0]["external"]
+    for (kind, configuration, seed), tables in found.items():
+        tables["one place"] = tables["external"][xu.within_sources(tables["external"])]
+        row = {
+            "network": kind,
+            "configuration": configuration,
+            "seed": seed,
+            "chosen": (kind, configuration, seed) in chosen,
+        }
+        row["accuracy internal"] = xu.with_interval(xu.compute_metrics(tables["internal"]), "accuracy")
         for question, illness in (("covid : normal", "covid"), ("p of covid", None), ("virus : normal", "virus")):
             for where in tables:
-                metrics = xu.compute_metrics(xu.against_normal(tables[where], illness))
+                metrics = xu.compute_metrics(xu.covid_vs_normal(tables[where], illness))
                 row[f"{question}, {where}"] = xu.with_interval(metrics, "auc_covid")
-        two = xu.compare_two(xu.against_normal(plain), xu.against_normal(tables["elsewhere"]), "auc_covid")
+        two = xu.compare_two(xu.covid_vs_normal(plain), xu.covid_vs_normal(tables["external"]), "auc_covid")
         row["more than mild augmentation"] = xu.with_interval(two, "difference")
-        normal = tables["elsewhere"][tables["elsewhere"].label.eq("normal")]
+        normal = tables["external"][tables["external"].label.eq("normal")]
         row["normal called covid"] = normal.predicted.eq("covid").mean().round(3)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -322,33 +333,35 @@ def together(tables):
 def main():
     """Train, choose, or ask."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["train", "home", "elsewhere"])
+    parser.add_argument("step", choices=["train", "internal", "external"])
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--recipes", nargs="+", choices=list(dict.fromkeys(OF_RESNET + OF_VIT + OF_FEATURES)))
+    parser.add_argument("--configurations", nargs="+", choices=list(dict.fromkeys(OF_RESNET + OF_VIT + OF_FEATURES)))
     options = parser.parse_args()
     if (
         options.step == "train"
-        and options.recipes
-        and any(set(options.recipes) - set(KINDS[kind]) for kind in options.kinds or KINDS)
+        and options.configurations
+        and any(set(options.configurations) - set(KINDS[kind]) for kind in options.kinds or KINDS)
     ):
         parser.error(
-            "name the kind, and recipes of that kind alone: " + "; ".join(f"{k}: {v}" for k, v in KINDS.items())
+            "name the kind, and configurations of that kind alone: " + "; ".join(f"{k}: {v}" for k, v in KINDS.items())
         )
-    if options.step == "elsewhere" and (xu.external_dir() is None or not (TABLES / "recipes_home.csv").is_file()):
-        parser.error("set XRAY_EXTERNAL to the folder of another hospital, and run the step `home` first.")
+    if options.step == "external" and (
+        xu.external_dir() is None or not (TABLES / "configurations_internal.csv").is_file()
+    ):
+        parser.error("set XRAY_EXTERNAL to the folder of another hospital, and run the step `internal` first.")
     data = xu.load_data(protocol="grouped", seed=0, mirror=False)
     if options.step == "train":
         for seed in options.seeds:
             for kind in options.kinds or KINDS:
-                for recipe in options.recipes or KINDS[kind]:
-                    answers_of(kind, recipe, data, seed)(data.val)
+                for configuration in options.configurations or KINDS[kind]:
+                    answers_of(kind, configuration, data, seed)(data.val)
         return
-    path = TABLES / f"recipes_{options.step}.csv"
-    if options.step == "home":
-        table = home(data, options.seeds, options.recipes)
+    path = TABLES / f"configurations_{options.step}.csv"
+    if options.step == "internal":
+        table = internal(data, options.seeds, options.configurations)
     else:
-        table = elsewhere(data, pd.read_csv(TABLES / "recipes_home.csv"))
+        table = external(data, pd.read_csv(TABLES / "configurations_internal.csv"))
     with whole_file(path) as temporary:
         table.to_csv(temporary, index=False)
     print(table.to_string(index=False))
