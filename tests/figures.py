@@ -32,7 +32,7 @@ def versions(packages):
 
 def write(path, part, command, found, order, packages=PACKAGES):
     """Put `found` into the file as `part`, the others kept, in `order`; whole or not at all."""
-    from xray_utils.data import whole_file
+    from xray_utils._support.files import whole_file
 
     figures = json.loads(path.read_text()) if path.is_file() else {}
     figures[part] = {

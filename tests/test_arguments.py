@@ -18,11 +18,12 @@ from PIL import Image
 from test_evaluation import make_predictions
 
 import xray_utils as xu
-from xray_utils import phantoms
-from xray_utils.data import PreparedData, Split
-from xray_utils.evaluation import ORIGINAL, Result
-from xray_utils.lungs import LungFields
-from xray_utils.training import Run
+from xray_utils._support.runs import Run
+from xray_utils.comparison import Result
+from xray_utils.constants import ORIGINAL
+from xray_utils.lab import phantoms
+from xray_utils.lab.lungs import LungFields
+from xray_utils.prepared import PreparedData, Split
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -172,7 +173,7 @@ def looking(function):
 
 
 def maps_of(split):
-    """The arguments of `plot_maps` for `split`."""
+    """The arguments of `plot_saliency` for `split`."""
     table = make_predictions(len(split)).assign(file=split.rows.file)
     return split, {"a": np.ones((len(split), 4, 4))}, {"a": table}
 
@@ -180,7 +181,7 @@ def maps_of(split):
 ZEROS = np.zeros((4, 2))
 ILL = pd.DataFrame({"label": ["covid", "normal", "virus", "normal"], "source": "near"})
 SEEDS = pd.DataFrame({"network": ["vit"], "protocol": "slides", "seed": 0, "accuracy": 0.9})
-JUDGED = xu.judge({"metadata only": PREDICTIONS})
+JUDGED = xu.shortcut_table({"metadata only": PREDICTIONS})
 MASKS, ONE = np.ones((1, 4, 4), bool), {"a": PREDICTIONS}
 SEED = [("seed", 0)]
 LOST = pd.DataFrame({"file": ["a.png"], "label": ["covid"], "group": ["a"], "split": ["train"], "mirrored": [False]})
@@ -317,7 +318,7 @@ WRONG = {
         ("run", "Sequential", "load_run", lambda t: xu.export_model(xu.baseline_cnn())),
         ("run", "'alexnet'", "resnet18", lambda t: xu.export_model(run("alexnet"))),
     ],
-    "plot_answer": [("answer", "Series", "classify", lambda t: xu.plot_answer(pd.Series([1.0])))],
+    "plot_classification": [("answer", "Series", "classify", lambda t: xu.plot_classification(pd.Series([1.0])))],
     # predictions and results
     "report": [*predictions_rows(xu.report)],
     "compute_metrics": [
@@ -325,9 +326,14 @@ WRONG = {
         *whole("resamples", 1, lambda t, **options: xu.compute_metrics(PREDICTIONS, **options)),
         *whole("seed", 0, lambda t, **options: xu.compute_metrics(PREDICTIONS, **options)),
     ],
-    "beside_original": [
-        *predictions_rows(lambda table: xu.beside_original(table, "vit")),
-        ("network", "'alexnet'", ", ".join(map(repr, ORIGINAL)), lambda t: xu.beside_original(PREDICTIONS, "alexnet")),
+    "compare_with_original": [
+        *predictions_rows(lambda table: xu.compare_with_original(table, "vit")),
+        (
+            "network",
+            "'alexnet'",
+            ", ".join(map(repr, ORIGINAL)),
+            lambda t: xu.compare_with_original(PREDICTIONS, "alexnet"),
+        ),
     ],
     "best_epochs": [*histories_rows("histories", xu.best_epochs)],
     "save_results": [*predictions_rows(lambda table: xu.save_results(None, table))],  # more below
@@ -476,34 +482,41 @@ WRONG = {
             for name in ("../one", "a/b", "", None)
         ],
     ],
-    "overview": [
-        ("judged", "'balanced accuracy'", "judge", lambda t: xu.overview(HISTORY, {"as it is": PREDICTIONS})),
-        ("answers", "'grey'", "'as it is'", lambda t: xu.overview(JUDGED, {"grey": PREDICTIONS})),
-        ("answers", "list", "predict", lambda t: xu.overview(JUDGED, [PREDICTIONS])),
+    "summarise": [
+        (
+            "baselines",
+            "'balanced accuracy'",
+            "shortcut_table",
+            lambda t: xu.summarise(HISTORY, {"as it is": PREDICTIONS}),
+        ),
+        ("answers", "'grey'", "'as it is'", lambda t: xu.summarise(JUDGED, {"grey": PREDICTIONS})),
+        ("answers", "list", "predict", lambda t: xu.summarise(JUDGED, [PREDICTIONS])),
         (
             "retrained",
             "'grey'",
             "'as it is'",
-            lambda t: xu.overview(JUDGED, {"as it is": PREDICTIONS}, {"grey": PREDICTIONS}),
+            lambda t: xu.summarise(JUDGED, {"as it is": PREDICTIONS}, {"grey": PREDICTIONS}),
         ),
     ],
     "plant_marker": [
         ("split", "DataFrame", "data.test", lambda t: xu.plant_marker(t.split)),
         *[("share", repr(v), "0.5", lambda t, v=v: xu.plant_marker(t.data.test, share=v)) for v in (0, -1, 0.6)],
     ],
-    "guess": [
-        *tables("rows", lambda t, spoil: xu.guess(np.zeros((18, 1)), spoil(t.images)), ["file", "label", "group"]),
-        ("folds", "5", "groups of class", lambda t: xu.guess(np.zeros((3, 1)), t.images[::6])),
+    "cross_validate": [
+        *tables(
+            "rows", lambda t, spoil: xu.cross_validate(np.zeros((18, 1)), spoil(t.images)), ["file", "label", "group"]
+        ),
+        ("folds", "5", "groups of class", lambda t: xu.cross_validate(np.zeros((3, 1)), t.images[::6])),
     ],
-    "try_to_break": [
-        ("data", "DataFrame", "load_data", lambda t: xu.try_to_break(t.split)),
-        ("folds", "5", "groups of class", lambda t: xu.try_to_break(few(t))),
+    "shortcut_baselines": [
+        ("data", "DataFrame", "load_data", lambda t: xu.shortcut_baselines(t.split)),
+        ("folds", "5", "groups of class", lambda t: xu.shortcut_baselines(few(t))),
     ],
-    "judge": [
-        ("experiments", "this dict", "try_to_break", lambda t: xu.judge({})),
-        *predictions_rows(lambda table: xu.judge({"metadata only": table}), "experiments['metadata only']"),
+    "shortcut_table": [
+        ("experiments", "this dict", "shortcut_baselines", lambda t: xu.shortcut_table({})),
+        *predictions_rows(lambda table: xu.shortcut_table({"metadata only": table}), "experiments['metadata only']"),
     ],
-    "verdict": [("table", "'metadata only'", "judge", lambda t: xu.verdict(pd.DataFrame({"low": [1]})))],
+    "verdict": [("table", "'metadata only'", "shortcut_table", lambda t: xu.verdict(pd.DataFrame({"low": [1]})))],
     "load_external": [
         ("folder", "nowhere", "Give the one that holds", lambda t: xu.load_external("nowhere", t.images)),
         ("images", "'problem'", "audit_images", lambda t: xu.load_external(t.folder, t.images.drop(columns="problem"))),
@@ -511,11 +524,11 @@ WRONG = {
         *whole("size", 1, lambda t, **options: xu.load_external(t.folder, t.images, **options)),
     ],
     # fighting it
-    "against_normal": [
-        *predictions_rows(lambda table: xu.against_normal(table)),
-        ("illness", "'flu'", "'covid', 'virus'", lambda t: xu.against_normal(PREDICTIONS, "flu")),
-        ("predictions", "'source'", "is missing", lambda t: xu.against_normal(PREDICTIONS, within=True)),
-        ("predictions", "'p_virus'", "is missing", lambda t: xu.against_normal(PREDICTIONS.drop(columns="p_virus"))),
+    "covid_vs_normal": [
+        *predictions_rows(lambda table: xu.covid_vs_normal(table)),
+        ("illness", "'flu'", "'covid', 'virus'", lambda t: xu.covid_vs_normal(PREDICTIONS, "flu")),
+        ("predictions", "'source'", "is missing", lambda t: xu.covid_vs_normal(PREDICTIONS, within=True)),
+        ("predictions", "'p_virus'", "is missing", lambda t: xu.covid_vs_normal(PREDICTIONS.drop(columns="p_virus"))),
     ],
     "within_sources": [
         *tables("rows", lambda t, spoil: xu.within_sources(spoil(t.images)), ["label", "source"]),
@@ -530,30 +543,30 @@ WRONG = {
         ("model", "Flatten", "linear layer", lambda t: xu.features(sees(torch.nn.Flatten()), t.data.test)),
         *whole("batch_size", 1, lambda t, **options: xu.features(xu.baseline_cnn(), t.data.test, **options)),
     ],
-    "ill_scores": [
-        *tables("rows", lambda t, spoil: xu.ill_scores(ZEROS, spoil(ILL), ZEROS), ["label", "source"]),
-        ("known", "(3, 2)", "4 rows", lambda t: xu.ill_scores(ZEROS[:3], ILL, ZEROS)),
-        ("asked", "(4, 1)", "2", lambda t: xu.ill_scores(ZEROS, ILL, ZEROS[:, :1])),
+    "pneumonia_scores": [
+        *tables("rows", lambda t, spoil: xu.pneumonia_scores(ZEROS, spoil(ILL), ZEROS), ["label", "source"]),
+        ("known", "(3, 2)", "4 rows", lambda t: xu.pneumonia_scores(ZEROS[:3], ILL, ZEROS)),
+        ("asked", "(4, 1)", "2", lambda t: xu.pneumonia_scores(ZEROS, ILL, ZEROS[:, :1])),
     ],
-    "covid_area": [
-        *tables("rows", lambda t, spoil: xu.covid_area(spoil(ILL.assign(file="a")), [0, 0, 0, 0]), ["file", "label"]),
-        ("scores", "(3,)", "4", lambda t: xu.covid_area(ILL.assign(file="a"), [0, 0, 0])),
+    "covid_auc": [
+        *tables("rows", lambda t, spoil: xu.covid_auc(spoil(ILL.assign(file="a")), [0, 0, 0, 0]), ["file", "label"]),
+        ("scores", "(3,)", "4", lambda t: xu.covid_auc(ILL.assign(file="a"), [0, 0, 0])),
     ],
-    "doubts": [
-        *predictions_rows(lambda table: xu.doubts(table, np.zeros(len(PREDICTIONS)))),
-        ("ill", "(2,)", "one number for each", lambda t: xu.doubts(PREDICTIONS, [1, 2])),
+    "uncertainty": [
+        *predictions_rows(lambda table: xu.uncertainty(table, np.zeros(len(PREDICTIONS)))),
+        ("ill", "(2,)", "one number for each", lambda t: xu.uncertainty(PREDICTIONS, [1, 2])),
     ],
     "risk_coverage": [
         *predictions_rows(lambda table: xu.risk_coverage(table, np.zeros(len(PREDICTIONS)))),
         ("doubt", "(2,)", "one number for each", lambda t: xu.risk_coverage(PREDICTIONS, [1, 2])),
     ],
-    "refuse": [
-        *predictions_rows(lambda table: xu.refuse(table, np.zeros(len(PREDICTIONS)), 0)),
-        ("doubt", "(2,)", "one number for each", lambda t: xu.refuse(PREDICTIONS, [1, 2], 0)),
+    "abstain": [
+        *predictions_rows(lambda table: xu.abstain(table, np.zeros(len(PREDICTIONS)), 0)),
+        ("doubt", "(2,)", "one number for each", lambda t: xu.abstain(PREDICTIONS, [1, 2], 0)),
     ],
     "plot_risk_coverage": [
         ("tables", "list", "'name'", lambda t: xu.plot_risk_coverage([PREDICTIONS], {}, 0)),
-        ("doubts", "['b']", "['a']", lambda t: xu.plot_risk_coverage(ONE, {"b": []}, 0)),
+        ("uncertainty", "['b']", "['a']", lambda t: xu.plot_risk_coverage(ONE, {"b": []}, 0)),
     ],
     "seed_table": [*tables("seeds", lambda t, spoil: xu.seed_table(spoil(SEEDS)), SEEDS, label=None)],
     "plot_seeds": [*tables("seeds", lambda t, spoil: xu.plot_seeds(spoil(SEEDS)), SEEDS, label=None)],
@@ -570,9 +583,9 @@ WRONG = {
         *looking(xu.attention_rollout),
         ("model", "Sequential", "use grad_cam", lambda t: xu.attention_rollout(xu.baseline_cnn(), t.data.test)),
     ],
-    "where_it_looks": [
-        *looking(xu.where_it_looks),
-        ("target", "'covid'", "ViT", lambda t: xu.where_it_looks(xu.vit(weights=None), t.data.test, "covid")),
+    "saliency_maps": [
+        *looking(xu.saliency_maps),
+        ("target", "'covid'", "ViT", lambda t: xu.saliency_maps(xu.vit(weights=None), t.data.test, "covid")),
     ],
     "sanity_check": [
         *looking(xu.sanity_check),
@@ -606,24 +619,34 @@ WRONG = {
         ("masks", "float64", "bool (1, 4, 4)", lambda t: xu.share_in_lungs(MASKS * 1.0, MASKS * 1.0)),
         ("masks", "(1, 4, 2)", "bool (1, 4, 4)", lambda t: xu.share_in_lungs(MASKS * 1.0, MASKS[..., :2])),
     ],
-    "mean_with_groups": [
-        ("groups", "1 of them", "one an image", lambda t: xu.mean_with_groups(HISTORY, ["a"])),
-        ("table", "no row", "nothing to average", lambda t: xu.mean_with_groups(HISTORY * np.nan, ["a", "b"])),
-        *whole("resamples", 1, lambda t, **options: xu.mean_with_groups(HISTORY, ["a", "b"], **options)),
-        *whole("seed", 0, lambda t, **options: xu.mean_with_groups(HISTORY, ["a", "b"], **options)),
+    "grouped_mean": [
+        ("groups", "1 of them", "one an image", lambda t: xu.grouped_mean(HISTORY, ["a"])),
+        ("table", "no row", "nothing to average", lambda t: xu.grouped_mean(HISTORY * np.nan, ["a", "b"])),
+        *whole("resamples", 1, lambda t, **options: xu.grouped_mean(HISTORY, ["a", "b"], **options)),
+        *whole("seed", 0, lambda t, **options: xu.grouped_mean(HISTORY, ["a", "b"], **options)),
     ],
-    "plot_maps": [
-        ("maps", "this list", "where_it_looks", lambda t: xu.plot_maps(t.data.test, [], {})),
-        ("predictions", "this dict", "predict", lambda t: xu.plot_maps(t.data.test, {"a": MASKS}, {})),
-        ("predictions['a']", "same images", "one split", lambda t: xu.plot_maps(t.data.test, {"a": MASKS}, ONE)),
-        ("which", "'best'", "'wrong', 'correct'", lambda t: xu.plot_maps(t.data.test, {"a": MASKS}, ONE, which="best")),
-        *whole("count", 1, lambda t, **options: xu.plot_maps(t.data.test, {"a": MASKS}, ONE, **options)),
-        ("lungs", "1 masks", "of all of them", lambda t: xu.plot_maps(*maps_of(t.data.test), LungFields(MASKS, 1, 1))),
+    "plot_saliency": [
+        ("maps", "this list", "saliency_maps", lambda t: xu.plot_saliency(t.data.test, [], {})),
+        ("predictions", "this dict", "predict", lambda t: xu.plot_saliency(t.data.test, {"a": MASKS}, {})),
+        ("predictions['a']", "same images", "one split", lambda t: xu.plot_saliency(t.data.test, {"a": MASKS}, ONE)),
+        (
+            "which",
+            "'best'",
+            "'wrong', 'correct'",
+            lambda t: xu.plot_saliency(t.data.test, {"a": MASKS}, ONE, which="best"),
+        ),
+        *whole("count", 1, lambda t, **options: xu.plot_saliency(t.data.test, {"a": MASKS}, ONE, **options)),
+        (
+            "lungs",
+            "1 masks",
+            "of all of them",
+            lambda t: xu.plot_saliency(*maps_of(t.data.test), LungFields(MASKS, 1, 1)),
+        ),
     ],
-    "plot_experiments": [("table", "'innocent'", "judge", lambda t: xu.plot_experiments(HISTORY))],
-    "plot_home_and_away": [
-        *predictions_rows(lambda table: xu.plot_home_and_away(table, PREDICTIONS), "internal"),
-        *predictions_rows(lambda table: xu.plot_home_and_away(PREDICTIONS, table), "external"),
+    "plot_experiments": [("table", "'expected'", "shortcut_table", lambda t: xu.plot_experiments(HISTORY))],
+    "plot_internal_external": [
+        *predictions_rows(lambda table: xu.plot_internal_external(table, PREDICTIONS), "internal"),
+        *predictions_rows(lambda table: xu.plot_internal_external(PREDICTIONS, table), "external"),
     ],
     "plot_comparison": [
         *tables(
@@ -693,9 +716,9 @@ def test_results_of_other_images_are_refused(things, tmp_path):
 
 
 def test_beside_the_original_says_that_the_images_are_others(capsys):
-    xu.beside_original(PREDICTIONS, "vit")
+    xu.compare_with_original(PREDICTIONS, "vit")
     assert "Not the same test images: 60 here, 180 in the original." in capsys.readouterr().out
-    xu.beside_original(PREDICTIONS, "resnet18")
+    xu.compare_with_original(PREDICTIONS, "resnet18")
     assert "60 here, 360 in the original." in capsys.readouterr().out
 
 
@@ -782,7 +805,7 @@ def test_pages_escape_what_comes_from_file_names(tmp_path):
     shown = [images, predictions, xu.compare({script: result(name=script)}), xu.count_split(xu.split_images(images))]
     outputs = [v4.new_output("display_data", {"text/html": table._repr_html_()}) for table in shown]
     outputs += [v4.new_output("stream", text=f"{text}\n") for text in (images.file[0], xu.describe_images(images))]
-    style = xu.beside_original(predictions, "vit").style.format(precision=2, na_rep="")
+    style = xu.compare_with_original(predictions, "vit").style.format(precision=2, na_rep="")
     outputs.append(v4.new_output("display_data", {"text/html": style.to_html()}))
     outputs.append(v4.new_output("error", ename="ValueError", evalue=script, traceback=[f"ValueError: {script}"]))
     page, _ = HTMLExporter().from_notebook_node(v4.new_notebook(cells=[v4.new_code_cell("1", outputs=outputs)]))

@@ -88,7 +88,7 @@ def test_the_figures_are_ratios_of_neighbours_and_are_kept_beside_the_others(tmp
     spec.loader.exec_module(benchmarks)
     seconds = {"ours, fp32": [1.0, 2.0, 4.0], "ours, bf16": [1.0, 1.0, 1.0], "usual loop, fp32": [2.0, 8.0, 4.0]}
     monkeypatch.setattr(benchmarks, "measure", lambda course, field, rounds: seconds)
-    monkeypatch.setattr(xu.training, "choose_precision", lambda *_: "bf16")
+    monkeypatch.setattr(benchmarks, "choose_precision", lambda *_: "bf16")
     path = tmp_path / "benchmarks.json"
     path.write_text('{"vit": {"figures": "kept"}}')
     benchmarks.main(["--only", "baseline_cnn", "--images", "8"], path)
@@ -116,13 +116,13 @@ def test_what_preparing_is_measured_on(tmp_path, monkeypatch):
 
 
 def test_the_table_of_speed_is_what_was_measured():
-    """Each cell of results/README.md: images a second, and in brackets how many times as fast `fit` is."""
+    """Each cell of results/speed.md: images a second, and in brackets how many times as fast `fit` is."""
     root = HERE.parent / "results"
     parts = json.loads((root / "benchmarks.json").read_text())
     parts = [
         parts[part]["figures"]["contestants"] for part in parts if part.startswith(("resnet18", "baseline", "vit"))
     ]
-    table = re.search(r"\| \| ResNet18 .*?\n\n", (root / "README.md").read_text(encoding="utf-8"), re.S)[0]
+    table = re.search(r"\| \| ResNet18 .*?\n\n", (root / "speed.md").read_text(encoding="utf-8"), re.S)[0]
     names = {
         "`fit`": "ours",
         "the arithmetic alone": "bound",

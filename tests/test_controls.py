@@ -64,4 +64,4 @@ def test_the_figure_says_before_and_after():
     for end in ("low", "high"):
         table[f"normal called covid {end}"] = table["normal called covid"]
     figure = xu.plot_controls({"NIH": table})
-    assert figure.axes[0].get_title(loc="left") == "NIH:\n90% called covid before, 20% after"
+    assert figure.axes[0].get_title(loc="left") == "NIH\nnormal: 90%, then 20%"

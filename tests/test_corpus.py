@@ -16,7 +16,9 @@ from PIL import Image
 from reliability import images as mutated
 
 import xray_utils as xu
-from xray_utils import data
+from xray_utils import audit as audit_module
+from xray_utils._support import decode as decode_module
+from xray_utils._support import files
 
 GREY = (7 * np.arange(20)[:, None] + 5 * np.arange(24)).astype(np.uint8)  # 0..248; no turn or mirror leaves it as it is
 COLOUR = np.dstack([GREY, GREY // 2, 255 - GREY])
@@ -173,15 +175,15 @@ def station(tmp_path_factory):
         path = root / "normal" / name
         content(path) if callable(content) else path.write_bytes(content)
     before = {p.name: p.read_bytes() for p in root.rglob("*") if p.is_file() and not p.is_symlink()}
-    images = data.find_images(root)
+    images = xu.find_images(root)
     (root / "normal" / "vanishes.png").unlink()
     with pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as printed:
         said = io.StringIO()
         printed.setattr(sys, "stdout", said)
         patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
-        audited = data.audit_images(images)
-        split = data.split_images(audited, mirror=False)
-        prepared = data.prepare(split)
+        audited = xu.audit_images(images)
+        split = xu.split_images(audited, mirror=False)
+        prepared = xu.prepare(split)
     before.pop("vanishes.png")
     assert before == {p.name: p.read_bytes() for p in root.rglob("*") if p.is_file() and not p.is_symlink()}
     return audited.set_index(audited.file.str.removeprefix("normal/")), split, prepared, said.getvalue()
@@ -198,7 +200,7 @@ def test_a_readable_image_has_the_right_pixels(name, station):
     side = next(s for s in (prepared.train, prepared.val, prepared.test) if s.rows.file.eq(row.file).any())
     pixels = side.take(np.flatnonzero(side.rows.file.eq(row.file)))[0]
     assert pixels.shape == (224, 224, 3) and pixels.dtype == np.uint8
-    wanted = data.resize(Image.fromarray(expected.round().astype(np.uint8)))
+    wanted = xu.resize(Image.fromarray(expected.round().astype(np.uint8)))
     assert np.abs(pixels.astype(int) - wanted).max() <= np.ceil(tolerance)
 
 
@@ -245,12 +247,12 @@ def test_no_permission_to_read_is_a_reason(tmp_path, monkeypatch):
         path = tmp_path / ("covid", "normal")[i == 0] / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(to_bytes(GREY + i, "PNG"))
-    images = data.find_images(tmp_path)
+    images = xu.find_images(tmp_path)
     images.attrs["root"] = "."  # another user has no way to the folder but through being there
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
     (tmp_path / "covid" / "1.png").chmod(0)
-    rows = as_nobody(lambda: data.audit_images(images).problem.tolist())
+    rows = as_nobody(lambda: xu.audit_images(images).problem.tolist())
     assert rows == ["", "Permission denied", *[""] * 10] or sorted(rows) == ["", *[""] * 10, "Permission denied"]
 
 
@@ -266,7 +268,7 @@ def test_a_folder_that_cannot_be_opened_is_counted(tmp_path, monkeypatch, capsys
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    assert data.find_images(tmp_path).file.tolist() == ["covid/a.png", "normal/b.png"]
+    assert xu.find_images(tmp_path).file.tolist() == ["covid/a.png", "normal/b.png"]
     assert "Left out: 1 folder that cannot be opened" in capsys.readouterr().out
 
 
@@ -277,7 +279,7 @@ def test_names_that_are_no_text_are_counted_and_left_out(tmp_path, capsys):
             os.makedirs(folder, exist_ok=True)
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(to_bytes(GREY, "PNG"))
-    assert data.find_images(tmp_path).file.tolist() == ["covid/e.png", "normal/e.png"]
+    assert xu.find_images(tmp_path).file.tolist() == ["covid/e.png", "normal/e.png"]
     assert "Left out: 8 with a name that is no text" in capsys.readouterr().out
 
 
@@ -286,19 +288,19 @@ def test_threads_together_decode_no_more_than_one_large_image(tmp_path, monkeypa
     for i, path in enumerate(paths):
         content = to_bytes(np.full((20, 20), i, np.uint8), "PNG")
         path.write_bytes(content if i % 3 else content[:-30])
-    held, to_rgb = [], data._to_rgb
+    held, to_rgb = [], decode_module._to_rgb
 
     def slow(*args, **options):
-        held.append(data._decoding)
+        held.append(decode_module._decoding)
         time.sleep(0.01)
         return to_rgb(*args, **options)
 
-    monkeypatch.setattr(data, "_to_rgb", slow)
-    monkeypatch.setattr(data, "MAX_PIXELS", 1_000)  # two of 400 pixels, not three
+    monkeypatch.setattr(decode_module, "_to_rgb", slow)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 1_000)  # two of 400 pixels, not three
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    rows = data._in_threads(data._audit_one, paths, "audit")
+    rows = files._in_threads(audit_module._audit_one, paths, "audit")
     assert [row["problem"] == "" for row, _ in rows] == [bool(i % 3) for i in range(24)]
-    assert max(held) == 800 and data._decoding == 0 and threading.active_count() < 50
+    assert max(held) == 800 and decode_module._decoding == 0 and threading.active_count() < 50
 
 
 def test_mutated_files_do_no_harm():
@@ -313,7 +315,7 @@ def test_a_bomb_is_not_unpacked(name, tmp_path):
     (tmp_path / name).write_bytes(UNREADABLE[name][0])
     start = time.process_time()
     with pytest.raises((OSError, ValueError)):
-        data.read_image(tmp_path / name)
+        xu.read_image(tmp_path / name)
     assert time.process_time() - start < 0.1
 
 

@@ -19,8 +19,10 @@ import pytest
 from PIL import Image
 
 import xray_utils as xu
-from xray_utils import data
-from xray_utils.phantoms import draw_phantom
+from xray_utils import audit as audit_module
+from xray_utils._support import datasets
+from xray_utils._support import decode as decode_module
+from xray_utils.lab.phantoms import draw_phantom
 
 
 def draw(path, seed=0, size=(12, 10), **options):
@@ -35,7 +37,7 @@ def draw(path, seed=0, size=(12, 10), **options):
 def draw_tree(root, files):
     """Draw all `files` under `root`, each a different image; names that are no image get a few words."""
     for seed, name in enumerate(files):
-        if name.lower().endswith(data.EXTENSIONS):
+        if name.lower().endswith(decode_module.EXTENSIONS):
             draw(root / name, seed)
         else:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,7 @@ LAYOUTS = {  # a name: the files with their class (None: left out), and what is 
 def test_find_images_reads_public_layout(layout, tmp_path, capsys):
     files, counted = LAYOUTS[layout]
     root = draw_tree(tmp_path / "tree", files)
-    images = data.find_images(root)
+    images = xu.find_images(root)
     assert dict(zip(images.file, images.label, strict=True)) == {f: c for f, c in files.items() if c}
     assert list(images.file) == sorted(images.file)
     assert left_out(capsys) == counted
@@ -159,7 +161,7 @@ def test_find_images_reads_public_layout(layout, tmp_path, capsys):
 
 def test_patient_comes_from_known_file_names_only(tmp_path):
     files, _ = LAYOUTS["chest-xray-pneumonia beside a covid folder"]
-    images = data.find_images(draw_tree(tmp_path, files)).set_index("file")
+    images = xu.find_images(draw_tree(tmp_path, files)).set_index("file")
     assert images.group.to_dict() == {
         "covid/a.png": "covid/a.png",
         "train/NORMAL/IM-0115-0001.jpeg": "normal:IM-0115",
@@ -177,7 +179,7 @@ def test_actualmed_with_its_metadata(inside, tmp_path, capsys):
         "imagename,patientid,view,modality,finding\nCR.0.png,7,PA,CR,COVID-19\nCR.1.png,7,AP,CR,COVID-19\n"
         "CR.2.png,8,PA,DX,No finding\nCR.3.png,9,PA,DX,\n"
     )
-    images = data.find_images(tmp_path)
+    images = xu.find_images(tmp_path)
     assert images.file.tolist() == ["images/CR.0.png", "images/CR.1.png", "images/CR.2.png"]
     assert images.label.tolist() == ["covid", "covid", "normal"]
     assert images.patient.tolist() == images.group.tolist() == ["7", "7", "8"]
@@ -198,7 +200,7 @@ def test_manifest_gives_class_patient_and_source(tmp_path, capsys):
         "label,file,patient_id,source,view\nCOVID-19,sub/b.png,p1,here,PA\nNormal,a.png,,there,\n"
         "viral pneumonia,c.png,p2,,AP\nbacteria,d.png,p3,here,PA\n",
     )
-    images = data.find_images(root).set_index("file")
+    images = xu.find_images(root).set_index("file")
     assert images.label.to_dict() == {"a.png": "normal", "images/c.png": "virus", "sub/b.png": "covid"}
     assert images.group.to_dict() == {"a.png": "a.png", "images/c.png": "p2", "sub/b.png": "p1"}
     assert images.source.to_dict() == {"a.png": "there", "images/c.png": tmp_path.name, "sub/b.png": "here"}
@@ -208,7 +210,7 @@ def test_manifest_gives_class_patient_and_source(tmp_path, capsys):
 def test_manifest_counts_images_it_does_not_name(tmp_path, capsys):
     root = write_manifest(tmp_path, "file,label\n./a.png,covid\nsub/../d.png,normal\n")
     draw(root / ".hidden" / "e.png")
-    assert data.find_images(root).file.tolist() == ["a.png", "d.png"]
+    assert xu.find_images(root).file.tolist() == ["a.png", "d.png"]
     assert left_out(capsys) == {"not in manifest.csv": 2, "hidden": 1}
 
 
@@ -235,7 +237,7 @@ def test_manifest_errors_say_what_and_where(text, error, words, tmp_path):
     (tmp_path / "link.png").symlink_to(outside)
     root = write_manifest(tmp_path / "tree", text.format(outside=outside))
     with pytest.raises(error) as caught:
-        data.find_images(root)
+        xu.find_images(root)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -244,9 +246,9 @@ def test_links_inside_the_folder_are_followed_once(tmp_path):
     root = draw_tree(tmp_path / "tree", ["normal/b.png"])
     (root / "covid").symlink_to(store, target_is_directory=True)
     (root / "normal" / "loop").symlink_to(root, target_is_directory=True)
-    assert data.find_images(root).file.tolist() == ["covid/a.png", "normal/b.png"]
+    assert xu.find_images(root).file.tolist() == ["covid/a.png", "normal/b.png"]
     (root / "manifest.csv").write_text("file,label\ncovid/a.png,covid\nnormal/b.png,normal\n")
-    assert data.find_images(root).file.tolist() == ["covid/a.png", "normal/b.png"]
+    assert xu.find_images(root).file.tolist() == ["covid/a.png", "normal/b.png"]
 
 
 @pytest.mark.parametrize(
@@ -260,13 +262,13 @@ def test_links_inside_the_folder_are_followed_once(tmp_path):
 )
 def test_folder_errors_say_what_was_found_and_expected(files, error, words, tmp_path):
     with pytest.raises(error) as caught:
-        data.find_images(draw_tree(tmp_path, files))
+        xu.find_images(draw_tree(tmp_path, files))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_find_images_names_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        data.find_images(tmp_path / "nowhere")
+        xu.find_images(tmp_path / "nowhere")
 
 
 # ---------------------------------------------------------------- download
@@ -297,7 +299,7 @@ def test_failed_download_says_which_page_and_folder(source, tmp_path, monkeypatc
     monkeypatch.setattr(urllib.request, "urlopen", fail)
     folder = tmp_path / "data" / "xray"
     with pytest.raises(RuntimeError) as caught:
-        data.download_images(source, folder)
+        xu.download_images(source, folder)
     assert PAGES[source] in str(caught.value).split() and str(folder) in str(caught.value).split()
     assert "no network here" in str(caught.value)
     assert list(folder.parent.iterdir()) == []
@@ -308,21 +310,21 @@ def test_download_from_kaggle_is_whole(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("kagglehub.dataset_download", lambda name: asked.append(name) or str(cache))
     folder = tmp_path / "data" / "xray"
-    assert data.download_images("covid-cxr", folder) == folder
+    assert xu.download_images("covid-cxr", folder) == folder
     assert asked == ["sid321axn/covid-cxr-image-dataset-research"]
     assert sorted(hashes(folder)) == [folder / ".source", folder / "covid/a.jpg", folder / "normal/b.png"]
     assert (folder / "covid/a.jpg").read_bytes() == (cache / "COVID_IEEE/covid/a.jpg").read_bytes()
     assert (folder / ".source").read_text() == "covid-cxr"  # so that use_images need not fetch it again
     assert list(folder.parent.iterdir()) == [folder]
-    assert data.find_images(folder).label.tolist() == ["covid", "normal"]
+    assert xu.find_images(folder).label.tolist() == ["covid", "normal"]
 
 
 def test_download_keeps_class_folders_side_by_side(tmp_path, monkeypatch):
     cache = draw_tree(tmp_path / "cache", ["covid/a.jpg", "normal/b.png"])
     monkeypatch.setattr("kagglehub.dataset_download", lambda name: str(cache))
     (tmp_path / "xray").mkdir()  # empty: may be filled
-    folder = data.download_images("covid-cxr", tmp_path / "xray")
-    assert data.find_images(folder).file.tolist() == ["covid/a.jpg", "normal/b.png"]
+    folder = xu.download_images("covid-cxr", tmp_path / "xray")
+    assert xu.find_images(folder).file.tolist() == ["covid/a.jpg", "normal/b.png"]
 
 
 @pytest.mark.parametrize("broken", ["no images", "a copy that stops"])
@@ -332,7 +334,7 @@ def test_download_that_gives_no_whole_set_leaves_no_folder(broken, tmp_path, mon
         (cache / "normal.png").symlink_to(tmp_path / "gone.png")
     monkeypatch.setattr("kagglehub.dataset_download", lambda name: str(cache))
     with pytest.raises(RuntimeError, match="could not be downloaded"):
-        data.download_images("covid-cxr", tmp_path / "data" / "xray")
+        xu.download_images("covid-cxr", tmp_path / "data" / "xray")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -344,9 +346,9 @@ def test_download_from_github_is_pinned_and_unpacked(tmp_path, monkeypatch):
     )
     asked = []
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url) or archive)
-    folder = data.download_images("actualmed", tmp_path / "data" / "external")
-    assert asked == [f"{PAGES['actualmed']}/archive/{data.ACTUALMED_COMMIT}.zip"]
-    assert data.find_images(folder).file.tolist() == ["images/a.png", "images/b.png"]
+    folder = xu.download_images("actualmed", tmp_path / "data" / "external")
+    assert asked == [f"{PAGES['actualmed']}/archive/{datasets.ACTUALMED_COMMIT}.zip"]
+    assert xu.find_images(folder).file.tolist() == ["images/a.png", "images/b.png"]
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -356,13 +358,13 @@ def test_download_never_replaces_what_is_there(kind, tmp_path, monkeypatch):
     mine = draw(tmp_path / "xray" / "mine.png") if kind == "folder" else draw(tmp_path / "xray.png")
     before = hashes(tmp_path)
     with pytest.raises(FileExistsError, match="xray"):
-        data.download_images("covid-cxr", mine.parent if kind == "folder" else mine)
+        xu.download_images("covid-cxr", mine.parent if kind == "folder" else mine)
     assert hashes(tmp_path) == before
 
 
 def test_download_of_an_unknown_source_names_the_known(tmp_path):
     with pytest.raises(ValueError, match="'mnist'.*covid-cxr.*actualmed"):
-        data.download_images("mnist", tmp_path / "xray")
+        xu.download_images("mnist", tmp_path / "xray")
 
 
 def link_member():
@@ -377,16 +379,16 @@ def link_member():
 def test_unpack_zip_refuses_before_it_writes(member, tmp_path):
     (tmp_path / "a.zip").write_bytes(zip_of([("good.png", b"1"), (member, b"2")]).read())
     with pytest.raises(ValueError, match="refused as unsafe"):
-        data.unpack_zip(tmp_path / "a.zip", tmp_path / "out")
+        datasets.unpack_zip(tmp_path / "a.zip", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_unpack_zip_limits_and_ordinary_archives(tmp_path):
     (tmp_path / "a.zip").write_bytes(zip_of([("./", b""), ("a/b.png", b"12345"), ("a/c.png", b"6")]).read())
     with pytest.raises(ValueError, match="over 5 bytes"):
-        data.unpack_zip(tmp_path / "a.zip", tmp_path / "out", max_bytes=5)
+        datasets.unpack_zip(tmp_path / "a.zip", tmp_path / "out", max_bytes=5)
     assert not (tmp_path / "out").exists()
-    data.unpack_zip(tmp_path / "a.zip", tmp_path / "out", max_bytes=6)
+    datasets.unpack_zip(tmp_path / "a.zip", tmp_path / "out", max_bytes=6)
     assert (tmp_path / "out/a/b.png").read_bytes() == b"12345"
 
 
@@ -397,7 +399,7 @@ RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 
 def pixels(path):
     """What read_image gives, as int array [H, W, 3]."""
-    image = data.read_image(path)
+    image = xu.read_image(path)
     assert image.mode == "RGB"
     return np.asarray(image).astype(int)
 
@@ -457,7 +459,7 @@ def test_exif_rotation_is_applied(tmp_path):
 
 def test_resize_stretches_and_agrees_with_plain_bilinear():
     image = Image.fromarray(draw_phantom("normal", 5, (250, 300))[0]).convert("RGB")
-    small = data.resize(image, 32)
+    small = xu.resize(image, 32)
     assert small.shape == (32, 32, 3) and small.dtype == np.uint8
     plain = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
     assert abs(small - plain).mean() < 1
@@ -489,16 +491,16 @@ def bomb(path):
 def test_broken_files_are_an_oserror_with_words(name, tmp_path):
     assert broken_files(tmp_path / "broken") == BROKEN
     with pytest.raises(OSError, match=r"\w+ \w+") as caught:
-        data.read_image(tmp_path / "broken" / name)
+        xu.read_image(tmp_path / "broken" / name)
     assert not isinstance(caught.value, FileNotFoundError)
 
 
 def test_too_many_pixels_are_a_valueerror(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="bomb.bmp.*pixels"):
-        data.read_image(bomb(tmp_path / "bomb.bmp"))
+        xu.read_image(bomb(tmp_path / "bomb.bmp"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # some notebooks do
     with pytest.raises(ValueError, match="bomb.bmp.*50000x50000"):
-        data.read_image(tmp_path / "bomb.bmp")
+        xu.read_image(tmp_path / "bomb.bmp")
 
 
 # ---------------------------------------------------------------- audit
@@ -508,7 +510,7 @@ def test_audit_describes_each_image(tmp_path):
     draw(tmp_path / "normal" / "grey.png", 1, (12, 9))
     (tmp_path / "covid").mkdir()
     Image.new("RGB", (7, 5), (10, 20, 110)).save(tmp_path / "covid" / "blue.png")
-    audited = data.audit_images(data.find_images(tmp_path)).set_index("file")
+    audited = xu.audit_images(xu.find_images(tmp_path)).set_index("file")
     blue, grey = audited.loc["covid/blue.png"], audited.loc["normal/grey.png"]
     assert (blue.width, blue.height, blue["mode"], blue.tint) == (7, 5, "RGB", 100)
     assert (grey.width, grey.height, grey["mode"], grey.tint) == (12, 9, "L", 0)
@@ -522,15 +524,15 @@ def test_unreadable_rows_have_a_reason_and_are_left_out(tmp_path):
     draw_tree(tmp_path, ["covid/a.png", "covid/b.png"])
     broken_files(tmp_path / "normal")
     bomb(tmp_path / "normal" / "bomb.bmp")
-    images = data.find_images(tmp_path)
-    audited = data.audit_images(images)
+    images = xu.find_images(tmp_path)
+    audited = xu.audit_images(images)
     assert audited.file.tolist() == images.file.tolist()
     bad = audited[audited.problem.ne("")]
     assert sorted(bad.file) == sorted(f"normal/{name}" for name in [*BROKEN, "bomb.bmp"])
     assert bad.problem.str.contains(r"\w+ \w+").all()
     assert not bad.problem.str.contains(str(tmp_path), regex=False).any()
     for protocol in ("grouped", "slides"):
-        split = data.split_images(audited, protocol)
+        split = xu.split_images(audited, protocol)
         assert set(split.file) == set(images.file) - set(bad.file)
 
 
@@ -539,12 +541,12 @@ def test_a_file_is_audited_once_and_again_when_it_changed(tmp_path, monkeypatch)
         draw(tmp_path / "normal" / f"{i:02d}.png", i)
     draw_tree(tmp_path, ["covid/a.png", "covid/b.png"])
     (tmp_path / "normal" / "broken.png").write_text("no image")
-    read, audit_one = [], data._audit_one
-    monkeypatch.setattr(data, "_audit_one", lambda path: read.append(path.name) or audit_one(path))
+    read, audit_one = [], audit_module._audit_one
+    monkeypatch.setattr(audit_module, "_audit_one", lambda path: read.append(path.name) or audit_one(path))
 
     def audit(near=0.95):
         read.clear()
-        return data.audit_images(data.find_images(tmp_path), near)
+        return xu.audit_images(xu.find_images(tmp_path), near)
 
     first = audit()
     assert len(read) == 33
@@ -558,7 +560,7 @@ def test_a_file_is_audited_once_and_again_when_it_changed(tmp_path, monkeypatch)
     changed = audit().set_index("file")
     assert sorted(read) == ["03.png", "04.png", "06.png", "broken.png", "new.png"]
     assert changed.duplicate["normal/05.png"] == "exact"
-    (noted,) = data.outputs_dir("audited").iterdir()
+    (noted,) = xu.outputs_dir("audited").iterdir()
     draw(tmp_path / "normal" / "03.png", 3)
     os.utime(tmp_path / "normal" / "03.png", (3, 3))
     audit()
@@ -575,29 +577,29 @@ def test_files_of_another_folder_are_other_files(tmp_path):
             path.parent.mkdir(parents=True)
             Image.new("RGB", (7, 5), (10, 20, blue)).save(path)
             os.utime(path, (1, 1))
-        assert data.audit_images(data.find_images(tmp_path / folder)).tint.eq(blue - 10).all()
+        assert xu.audit_images(xu.find_images(tmp_path / folder)).tint.eq(blue - 10).all()
 
 
 def test_an_audit_that_cannot_be_kept_says_so_and_is_given(tmp_path, capsys):
     draw_tree(tmp_path, ["covid/a.png", "normal/b.png"])
-    data.outputs_dir().mkdir()
-    data.outputs_dir("audited").write_text("no folder")
-    assert data.audit_images(data.find_images(tmp_path)).problem.eq("").all()
+    xu.outputs_dir().mkdir()
+    xu.outputs_dir("audited").write_text("no folder")
+    assert xu.audit_images(xu.find_images(tmp_path)).problem.eq("").all()
     assert "not kept for the next time. outputs: cannot write to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "half", "foreign"])
 def test_a_broken_note_of_an_audit_is_made_again(content, tmp_path, capsys):
     draw_tree(tmp_path, ["covid/a.png", "normal/b.png"])
-    images = data.find_images(tmp_path)
-    first = data.audit_images(images)
-    (noted,) = data.outputs_dir("audited").iterdir()
+    images = xu.find_images(tmp_path)
+    first = xu.audit_images(images)
+    (noted,) = xu.outputs_dir("audited").iterdir()
     whole = noted.read_bytes()
     if content == "foreign":
         np.savez(noted, thumbnails=np.ones((5, 1024), np.float32), names=np.arange(5))
     else:
         noted.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
-    pd.testing.assert_frame_equal(data.audit_images(images), first)
+    pd.testing.assert_frame_equal(xu.audit_images(images), first)
     assert len(np.load(noted)["path"]) == 2
     assert "is broken" in capsys.readouterr().out
 
@@ -609,12 +611,12 @@ def test_a_class_may_lose_a_tenth_but_no_more(broken, error, tmp_path):
         draw(tmp_path / "normal" / f"{i}.png", 100 + i)
     for i in range(broken):
         (tmp_path / "normal" / f"{i}.png").write_text("no image")
-    images = data.find_images(tmp_path)
+    images = xu.find_images(tmp_path)
     if error:
         with pytest.raises(ValueError, match="2 files cannot be read, 20% of class 'normal'.*normal/0.png"):
-            data.audit_images(images)
+            xu.audit_images(images)
     else:
-        assert data.audit_images(images).problem.ne("").sum() == 1
+        assert xu.audit_images(images).problem.ne("").sum() == 1
 
 
 def save_phantom(path, label, seed, change=None, **options):
@@ -641,7 +643,7 @@ def phantoms(drawn, tmp_path):
 
 
 def test_different_phantoms_are_not_joined(phantoms):
-    audited = data.audit_images(data.find_images(phantoms))
+    audited = xu.audit_images(xu.find_images(phantoms))
     assert audited.duplicate.eq("").all() and audited.group.tolist() == audited.file.tolist()
 
 
@@ -659,7 +661,7 @@ def test_different_phantoms_are_not_joined(phantoms):
 )
 def test_near_duplicates_are_found_and_joined(kind, change, suffix, options, phantoms):
     save_phantom(phantoms / "covid" / f"z{suffix}", "covid", 0, change, **options)
-    audited = data.audit_images(data.find_images(phantoms)).set_index("file")
+    audited = xu.audit_images(xu.find_images(phantoms)).set_index("file")
     assert audited.duplicate[audited.duplicate.ne("")].to_dict() == {f"covid/z{suffix}": kind}
     assert audited.group.nunique() == 6
     assert audited.group[f"covid/z{suffix}"] == audited.group["covid/a0.png"] == "covid/a0.png"
@@ -669,7 +671,7 @@ def test_near_duplicates_are_found_and_joined(kind, change, suffix, options, pha
 def test_exact_duplicates_are_found_across_classes_and_names(near, phantoms):
     for i, label in enumerate(["covid", "normal", "virus"] * 2):
         shutil.copy(phantoms / label / f"a{i}.png", phantoms / "virus" / f"z{i}.png")
-    audited = data.audit_images(data.find_images(phantoms), near=near).set_index("file")
+    audited = xu.audit_images(xu.find_images(phantoms), near=near).set_index("file")
     assert audited.duplicate[audited.duplicate.ne("")].to_dict() == {f"virus/z{i}.png": "exact" for i in range(6)}
     assert all(audited.group[f"virus/z{i}.png"].endswith(f"a{i}.png") for i in range(6))
 
@@ -701,7 +703,7 @@ def test_duplicates_are_those_of_the_definition_whatever_the_tile():
     same = np.equal.outer(groups, groups)
     group = np.linalg.matrix_power((same @ joined @ same).astype(float).clip(0, 1), 20) > 0
     for tile in (1, 7, 60, 2048):
-        kinds, likes, found = data._join_duplicates(images, thumbnails.astype(np.float32), 0.95, tile)
+        kinds, likes, found = audit_module._join_duplicates(images, thumbnails.astype(np.float32), 0.95, tile)
         assert list(kinds) == kind and sorted(set(kind)) == ["", "exact", "mirror", "near"]
         assert list(likes) == [names[row.argmax()] for row in alike]
         assert list(found) == [groups[row.argmax()] for row in group]
@@ -711,7 +713,7 @@ def test_images_without_structure_are_duplicates_only_byte_by_byte(tmp_path):
     for name, grey in (("covid/a", 0), ("covid/b", 90), ("normal/a", 0), ("normal/b", 180)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("L", (20, 20), grey).save(tmp_path / f"{name}.png")
-    audited = data.audit_images(data.find_images(tmp_path)).set_index("file")
+    audited = xu.audit_images(xu.find_images(tmp_path)).set_index("file")
     assert audited.duplicate.to_dict() == {
         "covid/a.png": "",
         "covid/b.png": "",
@@ -727,7 +729,7 @@ def test_broken_files_of_the_same_bytes_join_nobody(tmp_path):
             draw(tmp_path / label / f"{i:02d}.png", i + 100 * (label == "covid"))
     for label in ("covid", "normal"):
         (tmp_path / label / "05.png").write_bytes(b"")
-    audited = data.audit_images(data.find_images(tmp_path))
+    audited = xu.audit_images(xu.find_images(tmp_path))
     assert audited.duplicate.eq("").all() and audited.group.nunique() == 24
 
 
@@ -745,20 +747,20 @@ def test_duplicates_join_whole_groups_and_chains(phantoms):
         ],
         columns=["file", "label", "patient_id"],
     ).to_csv(phantoms / "manifest.csv", index=False)
-    audited = data.audit_images(data.find_images(phantoms)).set_index("file")
+    audited = xu.audit_images(xu.find_images(phantoms)).set_index("file")
     assert audited.group.to_dict() == {file: "p4" if file == "virus/a2.png" else "p1" for file in audited.index}
     assert audited.patient["covid/y.jpg"] == "p2"
-    twins = {"covid/y.jpg": "covid/a0.png", "covid/z.png": "covid/z.png", "normal/a1.png": "covid/z.png"}
-    assert audited.alike.to_dict() == {file: twins.get(file, file) for file in audited.index}
+    mirrored_copies = {"covid/y.jpg": "covid/a0.png", "covid/z.png": "covid/z.png", "normal/a1.png": "covid/z.png"}
+    assert audited.alike.to_dict() == {file: mirrored_copies.get(file, file) for file in audited.index}
 
 
 @pytest.fixture(scope="module")
 def sample(phantom_folder):
     """The synthetic set as found, and audited once with and once without its patients."""
-    images = data.find_images(phantom_folder)
+    images = xu.find_images(phantom_folder)
     alone = images.assign(group=images.file)
     alone.attrs = images.attrs
-    return images, data.audit_images(images), data.audit_images(alone)
+    return images, xu.audit_images(images), xu.audit_images(alone)
 
 
 def test_sample_has_its_planted_duplicates_and_no_others(sample):
@@ -775,7 +777,7 @@ def test_sample_has_its_planted_duplicates_and_no_others(sample):
 
 def test_audit_can_be_called_again(sample):
     _, audited, _ = sample
-    again = data.audit_images(audited)
+    again = xu.audit_images(audited)
     pd.testing.assert_frame_equal(again, audited)
     assert again.attrs == audited.attrs
 
@@ -784,9 +786,9 @@ def test_audit_leaves_images_and_warning_filters_alone(tmp_path, monkeypatch):
     import scipy.sparse.csgraph  # noqa: F401  (loaded at first use, it has filters of its own)
 
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    folder = shutil.copytree(data.data_dir(), tmp_path / "sample")
+    folder = shutil.copytree(xu.data_dir(), tmp_path / "sample")
     before, filters = hashes(folder), list(warnings.filters)
-    data.audit_images(data.find_images(folder))
+    xu.audit_images(xu.find_images(folder))
     assert hashes(folder) == before
     assert warnings.filters == filters
 
@@ -794,7 +796,7 @@ def test_audit_leaves_images_and_warning_filters_alone(tmp_path, monkeypatch):
 def test_audit_needs_the_folder_of_the_table(sample):
     images, *_ = sample
     with pytest.raises(ValueError, match="find_images"):
-        data.audit_images(pd.DataFrame(images.to_dict("list")))
+        xu.audit_images(pd.DataFrame(images.to_dict("list")))
 
 
 def test_load_data_goes_all_the_way_and_says_which_images(capsys):

@@ -7,7 +7,7 @@ from test_plotting import draw, texts_of
 from torch import nn
 
 import xray_utils as xu
-from xray_utils import diagrams
+from xray_utils.lab import diagrams
 
 matplotlib.use("Agg")
 NETWORKS = {"baseline": xu.baseline_cnn, "resnet18": xu.resnet18, "vit": lambda: xu.vit(None)}

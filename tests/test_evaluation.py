@@ -12,7 +12,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 import xray_utils as xu
-from xray_utils.evaluation import ORIGINAL, with_interval
+from xray_utils import comparison
+from xray_utils.constants import ORIGINAL
+from xray_utils.metrics import with_interval
 
 CLASSES = list(xu.CLASSES)
 
@@ -67,7 +69,7 @@ def test_report_agrees_with_sklearn():
     assert report.loc["accuracy", "f1"] == pytest.approx((table.label == table.predicted).mean())
 
 
-@pytest.mark.parametrize("use", [xu.report, xu.compute_metrics, lambda table: xu.beside_original(table, "vit")])
+@pytest.mark.parametrize("use", [xu.report, xu.compute_metrics, lambda table: xu.compare_with_original(table, "vit")])
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -150,7 +152,7 @@ def test_with_interval():
 @pytest.mark.parametrize("network", ORIGINAL)
 def test_beside_original_holds_both(network):
     table = make_predictions()
-    both = xu.beside_original(table, network)
+    both = xu.compare_with_original(table, network)
     pd.testing.assert_frame_equal(both["here"], xu.report(table), check_dtype=False)
     theirs = ORIGINAL[network]
     for name, numbers in theirs["classes"].items():
@@ -168,7 +170,7 @@ def test_the_slides_are_transcribed():
 
 def test_beside_original_refuses_an_unknown_network():
     with pytest.raises(ValueError, match="network: 'alexnet' is unknown. Allowed: 'baseline_cnn', 'resnet18', 'vit'"):
-        xu.beside_original(make_predictions(), "alexnet")
+        xu.compare_with_original(make_predictions(), "alexnet")
 
 
 # ---------------------------------------------------------------- run folders
@@ -269,14 +271,12 @@ def test_best_epochs_are_those_with_the_lowest_validation_loss():
 def test_a_missing_run_is_made_by_its_notebook_and_a_present_one_is_left(tmp_path, monkeypatch):
     import nbformat
 
-    from xray_utils import evaluation
-
     code = "import os, pathlib; f = pathlib.Path(os.environ['XRAY_OUTPUTS']) / 'runs' / 'vit_grouped'"
     code += "; f.mkdir(parents=True); (f / 'metrics.json').write_text('{}')"
     (tmp_path / "notebooks").mkdir()
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbformat.write(notebook, tmp_path / "notebooks" / "05_vit.ipynb")
-    monkeypatch.setattr(evaluation, "repository_dir", lambda: tmp_path)
+    monkeypatch.setattr(comparison, "repository_dir", lambda: tmp_path)
     xu.make_missing_runs(["vit_grouped"])
     assert (xu.outputs_dir("runs", "vit_grouped") / "metrics.json").is_file()
     xu.make_missing_runs(["vit_grouped"])  # a second execution would fail: the folder is there
@@ -318,3 +318,12 @@ def test_the_committed_numbers_are_those_of_the_committed_answers(path):
     assert {k: v for k, v in kept.items() if k != "classes"} == {
         k: pytest.approx(found[k]) for k in kept if k != "classes"
     }
+
+
+def test_a_class_without_a_test_image_has_no_scores_and_is_left_out_of_the_average():
+    table = make_predictions(60).query("label != 'virus'")
+    report = xu.report(table)
+    assert report.loc["virus", ["precision", "recall", "f1"]].isna().all() and report.loc["virus", "images"] == 0
+    recalls = [table.predicted[table.label.eq(name)].eq(name).mean() for name in ("covid", "normal")]
+    assert report.loc["macro avg", "recall"] == pytest.approx(np.mean(recalls))
+    assert report.loc["macro avg", "f1"] == pytest.approx(xu.compute_metrics(table, resamples=9)["macro_f1"])

@@ -15,9 +15,9 @@ from test_arguments import HISTORY, ILL, PREDICTIONS, SEEDS, make_images, result
 from test_evaluation import make_predictions
 
 import xray_utils as xu
-from xray_utils.lungs import LungFields
-from xray_utils.training import Run
-from xray_utils.use import Answer
+from xray_utils._support.runs import Run
+from xray_utils.lab.lungs import LungFields
+from xray_utils.lab.use import Classification
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -38,8 +38,8 @@ def t(tmp_path_factory):
     config["data"] = {"size": 32, "train_images": 1, "protocol": "grouped"}
     t.run = Run("run", t.outputs / "run", t.model, HISTORY, config)
     t.numbers = np.zeros(len(PREDICTIONS))
-    t.answer = Answer(pd.Series({"covid": 1.0}), np.zeros((4, 4)), None, "run")
-    t.judged = pd.DataFrame({"innocent": 1 / 3, "balanced accuracy": 0.5, "low": 0.2, "high": 0.9},
+    t.answer = Classification(pd.Series({"covid": 1.0}), np.zeros((4, 4)), None, "run")
+    t.judged = pd.DataFrame({"expected": 1 / 3, "balanced accuracy": 0.5, "low": 0.2, "high": 0.9},
                             ["metadata only", "only the border"])  # fmt: skip
     t.maps = {"a": np.ones((len(t.side), 32, 32))}
     t.of_side = {"a": make_predictions(len(t.side)).assign(file=t.side.rows.file)}
@@ -87,13 +87,13 @@ GOOD = {  # of each function, all its arguments
     "estimate_time": lambda t: dict(model=t.model, data=t.data, epochs=1, batch_size=4, precision="fp32"),
     "load_run": lambda t: dict(run="run", model=t.model),
     "predict": lambda t: dict(model=t.model, split=t.side, batch_size=8),
-    "classify": lambda t: dict(image=t.image, run=t.run, look=xu.where_it_looks),
-    "image_form": lambda t: dict(run=t.run, files=["a.png"], look=xu.where_it_looks),
+    "classify": lambda t: dict(image=t.image, run=t.run, look=xu.saliency_maps),
+    "image_form": lambda t: dict(run=t.run, files=["a.png"], look=xu.saliency_maps),
     "export_model": lambda t: dict(run=t.run, folder=t.folder),
-    "plot_answer": lambda t: dict(answer=t.answer),
+    "plot_classification": lambda t: dict(answer=t.answer),
     "report": lambda t: dict(predictions=P),
     "compute_metrics": lambda t: dict(predictions=P, **SMALL),
-    "beside_original": lambda t: dict(predictions=P, network="vit"),
+    "compare_with_original": lambda t: dict(predictions=P, network="vit"),
     "best_epochs": lambda t: dict(histories={"a": HISTORY}),
     "save_results": lambda t: dict(run=t.run, predictions=P, validation=P),
     "load_results": lambda t: dict(names=["vit_grouped"], folder="nowhere"),
@@ -106,7 +106,7 @@ GOOD = {  # of each function, all its arguments
     "fit_temperature": lambda t: dict(validation=P),
     "apply_temperature": lambda t: dict(predictions=P, temperature=1.0),
     "with_interval": lambda t: dict(metrics=result().metrics, key="accuracy"),
-    "mean_with_groups": lambda t: dict(table=HISTORY, groups=["a", "b"], **SMALL),
+    "grouped_mean": lambda t: dict(table=HISTORY, groups=["a", "b"], **SMALL),
     "seed_table": lambda t: dict(seeds=SEEDS),
     "plot_seeds": lambda t: dict(seeds=SEEDS),
     "plot_examples": lambda t: dict(images=t.images, per_class=1, seed=0),
@@ -127,36 +127,36 @@ GOOD = {  # of each function, all its arguments
     "plot_confusion_matrix": lambda t: dict(predictions=P, title="title"),
     "plot_roc": lambda t: dict(predictions=P),
     "plot_reliability": lambda t: dict(predictions=ONE),
-    "plot_maps": lambda t: dict(
+    "plot_saliency": lambda t: dict(
         split=t.side, maps=t.maps, predictions=t.of_side, lungs=t.lungs, which="wrong", count=2
     ),
     "plot_comparison": lambda t: dict(table=xu.compare({"vit": result()})),
     "plot_experiments": lambda t: dict(table=t.judged),
-    "plot_home_and_away": lambda t: dict(internal=P, external=P),
-    "plot_risk_coverage": lambda t: dict(tables=ONE, doubts={"a": t.numbers}, threshold=0.5),
+    "plot_internal_external": lambda t: dict(internal=P, external=P),
+    "plot_risk_coverage": lambda t: dict(tables=ONE, uncertainty={"a": t.numbers}, threshold=0.5),
     "change_split": lambda t: dict(split=t.side, change="grey"),
     "change_data": lambda t: dict(data=t.data, change="grey"),
     "plant_marker": lambda t: dict(split=t.side, shift=0, share=0.07),
-    "guess": lambda t: dict(features=np.zeros((18, 1)), rows=t.images, seed=0, folds=2),
-    "try_to_break": lambda t: dict(data=t.data, seed=0),
-    "overview": lambda t: dict(
-        judged=t.judged, answers=WHOLE, retrained=WHOLE, stamped=(P, P), home_and_away=(P, P)
+    "cross_validate": lambda t: dict(features=np.zeros((18, 1)), rows=t.images, seed=0, folds=2),
+    "shortcut_baselines": lambda t: dict(data=t.data, seed=0),
+    "summarise": lambda t: dict(
+        baselines=t.judged, answers=WHOLE, retrained=WHOLE, marked=(P, P), internal_external=(P, P)
     ),
-    "judge": lambda t: dict(experiments=ONE),
+    "shortcut_table": lambda t: dict(experiments=ONE),
     "verdict": lambda t: dict(table=t.judged),
     "load_external": lambda t: dict(folder=t.folder, images=t.images, size=8, near=0.95),
-    "against_normal": lambda t: dict(predictions=P.assign(source="a"), illness="covid", within=False),
+    "covid_vs_normal": lambda t: dict(predictions=P.assign(source="a"), illness="covid", within=False),
     "within_sources": lambda t: dict(rows=t.images),
     "shared_sources": lambda t: dict(data=t.data),
     "features": lambda t: dict(model=t.model, split=t.side, batch_size=8),
-    "ill_scores": lambda t: dict(known=np.eye(4), rows=SCORED, asked=np.eye(4)),
-    "covid_area": lambda t: dict(rows=SCORED, scores=[0, 1, 2, 3]),
-    "doubts": lambda t: dict(predictions=P, ill=t.numbers),
+    "pneumonia_scores": lambda t: dict(known=np.eye(4), rows=SCORED, asked=np.eye(4)),
+    "covid_auc": lambda t: dict(rows=SCORED, scores=[0, 1, 2, 3]),
+    "uncertainty": lambda t: dict(predictions=P, ill=t.numbers),
     "risk_coverage": lambda t: dict(predictions=P, doubt=t.numbers),
-    "refuse": lambda t: dict(predictions=P, doubt=t.numbers, threshold=0.5),
+    "abstain": lambda t: dict(predictions=P, doubt=t.numbers, threshold=0.5),
     "grad_cam": lambda t: dict(model=t.model, split=t.side, target="covid", layer="7", batch_size=8),
     "attention_rollout": lambda t: dict(model=t.vit, split=t.side, batch_size=8),  # too small for it
-    "where_it_looks": lambda t: dict(model=t.model, split=t.side, target="covid", batch_size=8),
+    "saliency_maps": lambda t: dict(model=t.model, split=t.side, target="covid", batch_size=8),
     "sanity_check": lambda t: dict(model=t.model, split=t.side, seed=0, batch_size=8),
     "equalise": lambda t: dict(pixels=np.zeros((1, 8, 8, 3), np.uint8)),
     "crop_lungs": lambda t: dict(pixels=np.zeros((1, 8, 8, 3), np.uint8), margin=0.05),
@@ -179,22 +179,22 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
         *[("load_run", "model"), ("save_results", "validation"), ("classify", "look"), ("image_form", "look")],
         *[("fit", "early_stopping"), ("resnet18", "weights"), ("vit", "weights"), ("export_model", "folder")],
         *[("load_results", "folder"), ("download_images", "folder"), ("use_images", "source")],
-        *[("grad_cam", "target"), ("grad_cam", "layer"), ("where_it_looks", "target"), ("plot_maps", "lungs")],
-        *[("overview", "retrained"), ("overview", "stamped"), ("overview", "home_and_away")],
-        ("against_normal", "illness"),
+        *[("grad_cam", "target"), ("grad_cam", "layer"), ("saliency_maps", "target"), ("plot_saliency", "lungs")],
+        *[("summarise", "retrained"), ("summarise", "marked"), ("summarise", "internal_external")],
+        ("covid_vs_normal", "illness"),
         ("load_data", "size"),
     ],
     (7,): [  # True
         *[("fit", "class_weights"), ("fit", "augment"), ("vit", "freeze"), ("count_parameters", "trainable")],
         *[("split_images", "mirror"), ("load_data", "mirror"), ("vit_weights", "is_sample")],
         ("vit", "pretrained"),
-        ("against_normal", "within"),
+        ("covid_vs_normal", "within"),
     ],
     (5,): [
         *[("fit", "lr"), ("fit", "weight_decay"), ("apply_temperature", "temperature")],
         ("add_controls", "weight"),
     ],
-    (4, 5): [("refuse", "threshold"), ("plot_risk_coverage", "threshold")],
+    (4, 5): [("abstain", "threshold"), ("plot_risk_coverage", "threshold")],
     (1, 2): [("plot_confusion_matrix", "title"), ("plot_patches", "credit")],
     (10,): [("save_table", "table"), ("credit_line", "rows")],
     (8, 10): [("make_missing_runs", "names")],

@@ -27,9 +27,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import xray_utils as xu
-from xray_utils import data as xray_data
-from xray_utils import training
-from xray_utils.data import repository_dir, whole_file
+from xray_utils import prepared as prepared_module
+from xray_utils._support import datasets, files, runs, session
+from xray_utils._support import device as device_module
+from xray_utils._support.files import whole_file
+from xray_utils._support.paths import repository_dir
 from xray_utils.models import build
 
 HERE = Path(__file__).resolve().parent
@@ -157,13 +159,13 @@ def test_a_resumed_run_writes_the_best_weights_of_its_checkpoint(table, monkeypa
     data = xu.prepare(table, size=16)
     whole = fit(data, "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_save_best", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(runs, "_save_best", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit(data)
     folder = xu.outputs_dir("runs", "run")
     assert files_in(folder) == ["config.json", "last.pt"]
     with monkeypatch.context() as patch:
-        patch.setattr(training, "set_seed", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))  # no second epoch
+        patch.setattr(session, "set_seed", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))  # no second epoch
         with pytest.raises(KeyboardInterrupt):
             fit(data)
     assert len(xu.load_run("run", tiny()).history) == 1
@@ -173,8 +175,8 @@ def test_a_resumed_run_writes_the_best_weights_of_its_checkpoint(table, monkeypa
 
 
 def test_interrupted_by_hand_it_says_what_is_there(table, monkeypatch, capsys):
-    data, calls, batches = xu.prepare(table, size=16), [], training.batches
-    monkeypatch.setattr(training, "batches", lambda *a: calls.append(1) or (stop() if len(calls) == 5 else batches(*a)))
+    data, calls, batches = xu.prepare(table, size=16), [], session.batches
+    monkeypatch.setattr(session, "batches", lambda *a: calls.append(1) or (stop() if len(calls) == 5 else batches(*a)))
     with pytest.raises(KeyboardInterrupt):
         fit(data, epochs=4)
     said = capsys.readouterr().out
@@ -237,15 +239,15 @@ def test_the_scaler_is_resumed_with_the_rest(table, monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=2)
         return accelerator
 
-    Accelerator = training.Accelerator
-    monkeypatch.setattr(training, "Accelerator", with_scaler)
+    Accelerator = device_module.Accelerator
+    monkeypatch.setattr(device_module, "Accelerator", with_scaler)
     data = xu.prepare(table, size=16)
     state = {}
     for name in ("whole", "resumed"):
         with monkeypatch.context() as patch:
             if name == "resumed":
                 seeds = iter([1, None])
-                patch.setattr(training, "set_seed", lambda _, seeds=seeds: next(seeds) or stop())
+                patch.setattr(session, "set_seed", lambda _, seeds=seeds: next(seeds) or stop())
                 with pytest.raises(KeyboardInterrupt):
                     fit(data, name, epochs=3)
         fit(data, name, epochs=3)
@@ -280,7 +282,7 @@ def together(act):
         del os.environ["ACCELERATE_USE_CPU"]  # nobody sets it
         torch.cuda.is_available = lambda: False  # in this child
         act()
-        assert training.accelerator_of().num_processes == 2  # not two who do the same
+        assert device_module.accelerator_of().num_processes == 2  # not two who do the same
         torch.distributed.destroy_process_group()
 
     return in_children(lambda: one("0"), lambda: one("1"))
@@ -289,7 +291,7 @@ def together(act):
 @pytest.mark.parametrize("said", [dict(MASTER_ADDR="10.0.0.1"), dict(MASTER_ADDR="10.0.0.1", WORLD_SIZE="2")])
 def test_a_process_that_should_not_be_alone_does_not_train(said, monkeypatch):
     """As `accelerate launch --num_machines 2` leaves hosts without a GPU; in a process that has trained before."""
-    training.accelerator_of()
+    device_module.accelerator_of()
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match="started with others and finds none.*--multi_gpu"):
@@ -308,7 +310,7 @@ MOMENTUM = functools.partial(torch.optim.SGD, momentum=0.9)
 @needs_fork
 def test_two_processes_share_batches_and_come_to_the_same_loss(monkeypatch):
     """21 images in batches of 10: the last has one image, and the second process none of it."""
-    monkeypatch.setitem(training.OPTIMIZERS, "adam", MOMENTUM)
+    monkeypatch.setitem(session.OPTIMIZERS, "adam", MOMENTUM)
     data = make_data(train=(9, 7, 5), val=(5, 4, 2))
     options = dict(epochs=2, batch_size=10, precision="fp32", lr=0.01)
     broken = make_data(train=(9, 7, 5), val=(5, 4, 2))
@@ -333,7 +335,7 @@ def test_two_processes_share_batches_and_come_to_the_same_loss(monkeypatch):
 @pytest.mark.parametrize("augment", ["mild", "strong"])
 def test_a_vit_begun_by_two_processes_is_finished_by_one_with_the_same_losses(augment, monkeypatch):
     """21 images in batches of 9: no batch parts evenly."""
-    monkeypatch.setitem(training.OPTIMIZERS, "adamw", MOMENTUM)
+    monkeypatch.setitem(session.OPTIMIZERS, "adamw", MOMENTUM)
     data = make_data(size=32, train=(9, 7, 5), val=(5, 4, 2))
     spec = xu.vit(None).spec
     spec["config"]["image_size"] = 32
@@ -343,7 +345,7 @@ def test_a_vit_begun_by_two_processes_is_finished_by_one_with_the_same_losses(au
     seeds = iter([1, None])
 
     def begin():
-        monkeypatch.setattr(training, "set_seed", lambda _: next(seeds) or stop())
+        monkeypatch.setattr(session, "set_seed", lambda _: next(seeds) or stop())
         with pytest.raises(KeyboardInterrupt):
             xu.fit(model, data, "two", **options)
 
@@ -362,7 +364,7 @@ def test_batchnorm_is_synchronised_on_several_gpus_alone():
         (1, "cuda", nn.BatchNorm2d),
     ):
         model = xu.baseline_cnn()
-        there = training.synchronised(model, SimpleNamespace(num_processes=processes, device=torch.device(device)))
+        there = device_module.synchronised(model, SimpleNamespace(num_processes=processes, device=torch.device(device)))
         assert type(there[1]) is wanted and type(model[1]) is nn.BatchNorm2d
         assert there.state_dict().keys() == model.state_dict().keys()
 
@@ -434,8 +436,8 @@ def test_a_changed_prepared_set_is_found_made_again_and_said(what, table, capsys
 
 def test_a_large_set_that_changed_without_its_time_is_other_data(table, monkeypatch, capsys):
     """It is never summed, which would bring all of it into memory; `fit` finds out."""
-    monkeypatch.setattr(xray_data, "SUMMED", 1000)
-    monkeypatch.setattr(xray_data, "_crc32", lambda path: pytest.fail("a large set was summed"))
+    monkeypatch.setattr(prepared_module, "SUMMED", 1000)
+    monkeypatch.setattr(files, "_crc32", lambda path: pytest.fail("a large set was summed"))
     _, folder, _ = prepared(table)
     fit(xu.prepare(table, size=16))
     flip_and_hide(folder)
@@ -460,9 +462,9 @@ def test_a_kill_while_a_changed_set_is_replaced_is_mended(cut, table, monkeypatc
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             xu.prepare(table, size=16)
-    assert not xray_data._is_whole(folder), "half of it passes for whole"
+    assert not prepared_module._is_whole(folder), "half of it passes for whole"
     xu.prepare(table, size=16)
-    assert xray_data._is_whole(folder) and (folder / "images.npy").read_bytes() == pixels
+    assert prepared_module._is_whole(folder) and (folder / "images.npy").read_bytes() == pixels
 
 
 def test_whether_a_large_set_is_whole_is_asked_in_no_time(tmp_path):
@@ -475,7 +477,7 @@ def test_whether_a_large_set_is_whole_is_asked_in_no_time(tmp_path):
     stat = os.stat(tmp_path / "images.npy")
     (tmp_path / "meta.json").write_text(json.dumps({"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}))
     start = time.perf_counter()
-    assert xray_data._is_whole(tmp_path)
+    assert prepared_module._is_whole(tmp_path)
     assert time.perf_counter() - start < 0.1
 
 
@@ -502,7 +504,7 @@ def test_two_notebooks_prepare_the_same_set_at_once(table, tmp_path):
     data, folder, _ = prepared(table)
     wanted = data.train.fingerprint()
     shutil.rmtree(folder)
-    assert both() == [0, 0] and xray_data._is_whole(folder)
+    assert both() == [0, 0] and prepared_module._is_whole(folder)
     flip(folder)
     assert both() == [0, 0]
     assert xu.prepare(table, size=16).train.fingerprint() == wanted
@@ -536,7 +538,7 @@ def test_no_room_for_the_prepared_set_names_the_folder(table, capsys):
 
 @needs_limits
 def test_no_room_for_an_archive_names_the_folder_and_leaves_nothing(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(xray_data, "repository_dir", lambda: tmp_path / "course")
+    monkeypatch.setattr(datasets, "repository_dir", lambda: tmp_path / "course")
     monkeypatch.delenv("XRAY_DATA")
     archive = shutil.make_archive(tmp_path / "mine", "zip", tmp_path / "user")
     with files_of_at_most(1000), pytest.raises(OSError, match="folder: cannot write to .*/course/data .File too large"):
@@ -556,7 +558,7 @@ def test_no_room_for_a_checkpoint_names_the_folder_and_keeps_the_last(table, mon
     data = xu.prepare(table, size=16)
     whole, folder = fit(data, "whole"), xu.outputs_dir("runs", "run")
     for limit, left in ((5000, ["config.json"]), (None, ["best.safetensors", "config.json", "history.csv", "last.pt"])):
-        seed = training.set_seed  # the disk is full from the start, or from the second epoch on
+        seed = session.set_seed  # the disk is full from the start, or from the second epoch on
 
         def fill(number, limit=limit, seed=seed):
             seed(number)
@@ -566,7 +568,7 @@ def test_no_room_for_a_checkpoint_names_the_folder_and_keeps_the_last(table, mon
                 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
         with monkeypatch.context() as patch, files_of_at_most(limit or 10**8):
-            patch.setattr(training, "set_seed", fill)
+            patch.setattr(session, "set_seed", fill)
             with pytest.raises(OSError, match="outputs: cannot write to") as caught:
                 fit(data)
         assert str(folder) in str(caught.value)
@@ -599,7 +601,7 @@ def test_a_disk_that_is_full_is_an_error_and_no_crash(table, tmp_path, monkeypat
         with pytest.raises(OSError, match="cannot write to .*/disk/prepared .No space left on device"):
             xu.prepare(table, size=64)
         with pytest.raises(OSError, match="cannot write to .*/disk/runs/run .No space left on device"):
-            training._save(xu.outputs_dir("runs", "run"), *checkpoint, [{"val_loss": 1.0}])
+            runs._save(xu.outputs_dir("runs", "run"), *checkpoint, [{"val_loss": 1.0}])
         assert files_in(tmp_path / "disk") == []
         assert len(xu.prepare(table, size=8).train)  # there is room for less
 
@@ -647,7 +649,7 @@ def test_a_folder_without_the_right_to_write_is_named(table, monkeypatch):
 
 
 def test_results_are_collected_whole_or_not_at_all(tmp_path):
-    spec = importlib.util.spec_from_file_location("collect", repository_dir() / "results" / "collect.py")
+    spec = importlib.util.spec_from_file_location("collect", repository_dir() / "results" / "scripts" / "collect.py")
     collect = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(collect)
     (tmp_path / "curves.png").write_text("before")

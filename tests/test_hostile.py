@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import xray_utils as xu
-from xray_utils import data, models
+from xray_utils import models
+from xray_utils._support import datasets
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -66,7 +67,7 @@ def special(kind):
 def test_odd_members_are_refused_before_anything_is_written(names, tmp_path):
     archive = zip_of(tmp_path / "a.zip", ("good.png", b"1"), *[(name, b"2") for name in names])
     with pytest.raises(ValueError, match="archive: a.zip holds .*refused as unsafe"):
-        data.unpack_zip(archive, tmp_path / "out")
+        datasets.unpack_zip(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -74,14 +75,14 @@ def test_odd_members_are_refused_before_anything_is_written(names, tmp_path):
 def test_compressions_that_unpack_in_one_go_are_refused(compression, tmp_path):
     archive = zip_of(tmp_path / "a.zip", ("a.png", bytes(1000)), compression=compression)
     with pytest.raises(ValueError, match="refused as unsafe"):
-        data.unpack_zip(archive, tmp_path / "out")
+        datasets.unpack_zip(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_bomb_is_refused_by_its_ratio(tmp_path):
     archive = zip_of(tmp_path / "a.zip", *[(f"{i}.png", bytes(1_000_000)) for i in range(5)])
     with pytest.raises(ValueError, match=f"over {100 * archive.stat().st_size} bytes"):
-        data.unpack_zip(archive, tmp_path / "out")
+        datasets.unpack_zip(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -100,7 +101,7 @@ def test_a_bomb_that_lies_about_its_size_is_cut_off_and_removed(tmp_path, monkey
 
     monkeypatch.setattr(zipfile.ZipFile, "extractall", watched)
     with pytest.raises(zipfile.BadZipFile):
-        data.unpack_zip(archive, tmp_path / "out")
+        datasets.unpack_zip(archive, tmp_path / "out")
     assert max(written) <= 1_000 and [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -111,14 +112,14 @@ def test_what_is_half_unpacked_is_removed(how, tmp_path):
     if how == "bad checksum":
         archive.write_bytes(archive.read_bytes().replace(b"7654321", b"7654320"))
     with pytest.raises((zipfile.BadZipFile, OSError)):
-        data.unpack_zip(archive, tmp_path / "out")
+        datasets.unpack_zip(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     mine = draw(tmp_path / "out" / "mine.png")
     with pytest.raises(FileExistsError):
-        data.unpack_zip(zip_of(tmp_path / "a.zip", ("a.png", b"1")), tmp_path / "out")
+        datasets.unpack_zip(zip_of(tmp_path / "a.zip", ("a.png", b"1")), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [mine]
 
 
@@ -128,7 +129,7 @@ def test_links_in_a_download_are_not_followed(tmp_path, monkeypatch):
     (tmp_path / "cache" / "normal").symlink_to(secret.parent, target_is_directory=True)
     monkeypatch.setattr("kagglehub.dataset_download", lambda name: str(tmp_path / "cache"))
     with pytest.raises(RuntimeError, match="links, refused"):
-        data.download_images("covid-cxr", tmp_path / "data" / "xray")
+        xu.download_images("covid-cxr", tmp_path / "data" / "xray")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -292,7 +293,7 @@ def test_a_config_cannot_ask_for_a_kernel_from_the_hub(key, vit_folder, tmp_path
     assert asked == ["sdpa"] and model.spec == xu.vit(weights=vit_folder).spec
 
 
-@pytest.mark.parametrize("name", ["someone/vit", "someone/vit@main", "someone/vit@abc", models.VIT_NAME + "@main"])
+@pytest.mark.parametrize("name", ["someone/vit", "someone/vit@main", "someone/vit@abc", xu.VIT_NAME + "@main"])
 def test_weights_from_the_hub_need_a_commit(name, monkeypatch):
     import transformers
 
@@ -343,12 +344,12 @@ def manifest(root, content, files=("a.png", "b.png")):
 )
 def test_a_table_that_is_none_is_refused_by_name(content, tmp_path):
     with pytest.raises(ValueError, match="manifest.csv: "):
-        data.find_images(manifest(tmp_path, content))
+        xu.find_images(manifest(tmp_path, content))
 
 
 def test_a_mark_of_byte_order_is_no_part_of_the_table(tmp_path):
     table = "file,label\r\na.png,covid\r\nb.png,normal\r\n".encode("utf-8-sig")
-    assert data.find_images(manifest(tmp_path, table)).file.tolist() == ["a.png", "b.png"]
+    assert xu.find_images(manifest(tmp_path, table)).file.tolist() == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("column", ["file", "label", "patient_id", "source"])
@@ -362,14 +363,14 @@ def test_huge_and_unprintable_cells_are_refused_in_few_words(cell, column, tmp_p
     row[column] = cell if cell.startswith('"') else f'"{cell}"'
     text = ",".join(row) + "\n" + ",".join(row.values()) + "\nb.png,normal,q,s\n"
     with pytest.raises(ValueError, match="manifest.csv: ") as caught:
-        data.find_images(manifest(tmp_path, text))
+        xu.find_images(manifest(tmp_path, text))
     assert len(str(caught.value)) < 400 and "\x1b" not in str(caught.value)
     assert column in str(caught.value) or "\x00" in cell
 
 
 def test_a_name_too_long_for_the_disk_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="manifest.csv: 1 of its files"):
-        data.find_images(manifest(tmp_path, f"file,label\na.png,covid\n{'b' * 900}.png,normal\n"))
+        xu.find_images(manifest(tmp_path, f"file,label\na.png,covid\n{'b' * 900}.png,normal\n"))
 
 
 def test_links_that_lead_out_are_followed_and_only_read(tmp_path):
@@ -377,7 +378,7 @@ def test_links_that_lead_out_are_followed_and_only_read(tmp_path):
     before = outside.read_bytes()
     root = manifest(tmp_path / "tree", "file,label\na.png,covid\nlink.png,normal\n")
     (root / "link.png").symlink_to(outside)
-    audited = data.audit_images(data.find_images(root))
+    audited = xu.audit_images(xu.find_images(root))
     assert audited.problem.eq("").all() and outside.read_bytes() == before
 
 
@@ -398,9 +399,9 @@ def test_formulas_stay_text_in_every_table(formula, tmp_path, monkeypatch):
     ]
     files = [f"{name}.png", *[f"n{i}.png" for i in range(9)]]
     text = "file,label,patient_id,source,licence\n" + "\n".join(lines) + "\n"
-    images = data.audit_images(data.find_images(manifest(tmp_path / "images", text, files)))
+    images = xu.audit_images(xu.find_images(manifest(tmp_path / "images", text, files)))
     assert images.problem.eq("").all(), "the file is no longer found"
-    prepared = data.prepare(data.split_images(images, mirror=False), size=8)
+    prepared = xu.prepare(xu.split_images(images, mirror=False), size=8)
     images.to_csv(tmp_path / "images.csv", index=False)
     rows = pd.concat([side.rows for side in (prepared.train, prepared.val, prepared.test)])
     rows = rows.assign(predicted=rows.label, p_covid=0.2, p_normal=0.3, p_virus=0.5)
@@ -416,9 +417,9 @@ def test_formulas_stay_text_in_every_table(formula, tmp_path, monkeypatch):
 def test_class_folders_that_look_like_formulas_stay_text(tmp_path):
     draw(tmp_path / "=covid" / "a.png")
     draw(tmp_path / "normal" / "=b.png", 1)
-    images = data.find_images(tmp_path)
+    images = xu.find_images(tmp_path)
     assert images.file.tolist() == ["./=covid/a.png", "normal/=b.png"]
-    assert data.audit_images(images).problem.eq("").all()
+    assert xu.audit_images(images).problem.eq("").all()
 
 
 # ---------------------------------------------------------------- pages
@@ -429,7 +430,7 @@ def test_names_are_escaped_on_a_page(tmp_path):
 
     draw(tmp_path / "covid" / f"{EVIL}.png")
     draw(tmp_path / "normal" / "b.png", 1)
-    images = data.find_images(tmp_path)
+    images = xu.find_images(tmp_path)
     output = nbformat.v4.new_output
     outputs = [
         output("execute_result", {"text/html": images._repr_html_(), "text/plain": repr(images)}),
@@ -457,7 +458,7 @@ WRONG = {
     "find_images of a file": (lambda: xu.find_images(__file__), "folder: .*test_hostile.py' is no folder"),
     "find_images with NUL": (lambda: xu.find_images("a\0b"), "folder: .* is no folder"),
     "find_images, too long": (lambda: xu.find_images("a" * 9999), "folder: .* is no folder"),
-    "download_images": (lambda: data.download_images("mnist"), "source: 'mnist' is unknown. Allowed: 'covid-cxr'"),
+    "download_images": (lambda: xu.download_images("mnist"), "source: 'mnist' is unknown. Allowed: 'covid-cxr'"),
     "audit_images of a list": (lambda: xu.audit_images([1]), "images: .* find_images"),
     "audit_images of no table": (lambda: xu.audit_images(None), "images: .* find_images"),
     "audit_images without group": (lambda: xu.audit_images(table().drop(columns="group")), "images: column 'group'"),

@@ -1,4 +1,4 @@
-"""Where does a network look: maps by hand, on a planted stamp, in the lungs, and after the weights are drawn anew."""
+"""Where does a network look: maps by hand, on a planted marker, in the lungs, and after the weights are drawn anew."""
 
 from dataclasses import replace
 
@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import xray_utils as xu
-from xray_utils import lungs, maps
-from xray_utils.data import Split
-from xray_utils.phantoms import draw_phantom
-from xray_utils.training import to_input
+from xray_utils.batches import to_input
+from xray_utils.lab import lungs, saliency
+from xray_utils.lab.phantoms import draw_phantom
+from xray_utils.prepared import Split
 
 torch.set_num_threads(1)
 
@@ -61,7 +61,7 @@ def test_grad_cam_of_a_network_with_average_pooling_is_the_class_activation_map(
 @pytest.mark.parametrize("make", [xu.baseline_cnn, xu.resnet18])
 def test_the_networks_of_the_course_have_maps_even_when_frozen(make, noise):
     model = make().eval().requires_grad_(False)
-    assert xu.where_it_looks(model, noise, "normal").shape == (5, 32, 32)
+    assert xu.saliency_maps(model, noise, "normal").shape == (5, 32, 32)
     assert not model(torch.zeros(1, 3, 32, 32)).requires_grad
 
 
@@ -69,7 +69,7 @@ def test_attention_rollout_by_hand_and_the_network_as_before():
     split = make_split(np.random.default_rng(1).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8))
     model = xu.vit(weights=None).train()
     implementation = model.config._attn_implementation
-    found = xu.where_it_looks(model, split)
+    found = xu.saliency_maps(model, split)
     assert implementation != "eager" and model.config._attn_implementation == implementation and model.training
     model.eval()
     seen = []  # the same attention from queries and keys
@@ -93,41 +93,41 @@ def test_attention_rollout_by_hand_and_the_network_as_before():
 
 
 @pytest.fixture(scope="module")
-def stamped(tmp_path_factory):
-    """A baseline that has learned a stamp in the corner, and its test side; the corner as a mask."""
+def markered(tmp_path_factory):
+    """A baseline that has learned a marker in the corner, and its test side; the corner as a mask."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XRAY_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
         data = xu.load_data(size=64)
         sides = {side: xu.plant_marker(getattr(data, side), share=0.2) for side in ("train", "val", "test")}
-        run = xu.fit(xu.baseline_cnn(), replace(data, **sides), "stamp", epochs=5, lr=0.01, batch_size=8)
+        run = xu.fit(xu.baseline_cnn(), replace(data, **sides), "marker", epochs=5, lr=0.01, batch_size=8)
     corner = np.zeros((len(sides["test"]), 64, 64), bool)
     corner[:, :17, :17] = True
     return run.model, sides["test"], corner
 
 
-def test_the_map_of_a_network_that_reads_a_stamp_lies_on_the_stamp(stamped):
-    model, split, corner = stamped
+def test_the_map_of_a_network_that_reads_a_marker_lies_on_the_marker(markered):
+    model, split, corner = markered
     assert (xu.predict(model, split).predicted == split.rows.label).mean() == 1
     shares = [
-        xu.share_in_lungs(xu.where_it_looks(one, split, split.rows.label.tolist()), corner).share.mean()
-        for one in (model, *(maps.randomised(model, seed) for seed in range(3)))
+        xu.share_in_lungs(xu.saliency_maps(one, split, split.rows.label.tolist()), corner).share.mean()
+        for one in (model, *(saliency.randomised(model, seed) for seed in range(3)))
     ]
     area = corner.mean()
     assert shares[0] > 5 * area and shares[0] > 2 * np.nanmean(shares[1:])
 
 
-def test_new_weights_give_another_map_and_the_same_weights_the_same(stamped, monkeypatch):
-    model, split, _ = stamped
+def test_new_weights_give_another_map_and_the_same_weights_the_same(markered, monkeypatch):
+    model, split, _ = markered
     found = xu.sanity_check(model, split)
     assert len(found) == len(split) and abs(np.nanmean(found)) < 0.5
-    monkeypatch.setattr(maps, "randomised", lambda model, seed: model)
+    monkeypatch.setattr(saliency, "randomised", lambda model, seed: model)
     np.testing.assert_allclose(xu.sanity_check(model, split), 1)
 
 
 @pytest.mark.parametrize("make", [xu.baseline_cnn, lambda: xu.vit(weights=None)])
 def test_random_weights_are_not_those_that_training_began_with(make):
     model = make()
-    others = [dict(maps.randomised(model, seed).named_parameters()) for seed in (0, 0, 1)]
+    others = [dict(saliency.randomised(model, seed).named_parameters()) for seed in (0, 0, 1)]
     for name, mine in model.named_parameters():
         if mine.ndim > 1 and mine.numel() > 100 and mine.std() > 0:
             its, again, another = (other[name].detach().ravel() for other in others)
@@ -151,13 +151,13 @@ def test_shares_by_hand():
 
 def test_the_interval_of_a_mean_is_wider_where_images_of_a_patient_agree():
     values = pd.DataFrame({"share": np.repeat(np.random.default_rng(0).normal(size=50), 4)})
-    alone = xu.mean_with_groups(values, np.arange(200))
-    together = xu.mean_with_groups(values, np.repeat(np.arange(50), 4))
+    alone = xu.grouped_mean(values, np.arange(200))
+    together = xu.grouped_mean(values, np.repeat(np.arange(50), 4))
     assert alone["share"] == together["share"] == pytest.approx(values.share.mean())
     width = [np.ptp(one["share_interval"]) for one in (alone, together)]
     assert width[0] == pytest.approx(3.92 * values.share.std() / 200**0.5, rel=0.1)
     assert width[1] == pytest.approx(2 * width[0], rel=0.15)
-    less = xu.mean_with_groups(values.assign(share=values.share.mask(values.index < 4)), np.repeat(np.arange(50), 4))
+    less = xu.grouped_mean(values.assign(share=values.share.mask(values.index < 4)), np.repeat(np.arange(50), 4))
     assert less["images"] == 196 and less["groups"] == 49
 
 

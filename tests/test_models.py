@@ -332,7 +332,7 @@ def test_vit_from_the_hub_is_pinned_and_without_network_says_what_to_do(monkeypa
     verbosity = transformers.logging.get_verbosity()
     with pytest.raises(RuntimeError, match="couldn't connect.*snapshot_download.*local_dir='vit-weights'"):
         xu.vit()
-    assert asked["name"] == models.VIT_NAME and asked["revision"] == models.VIT_REVISION
+    assert asked["name"] == xu.VIT_NAME and asked["revision"] == models.VIT_REVISION
     assert asked["use_safetensors"] and not asked["trust_remote_code"]
     assert transformers.logging.get_verbosity() == verbosity
 

@@ -83,7 +83,7 @@ class TestContract:
         assert titles[-3:] == ["What we saw", "Takeaways", "Exercises"]
 
     def test_github_shows_it(self, path):
-        assert path.stat().st_size < 1.5e6, "large notebooks are not rendered: fewer pictures, or radiographs as JPEG"
+        assert path.stat().st_size < 1.5e6, "large notebooks are not rendered: fewer images, or radiographs as JPEG"
 
     def test_the_kernel_is_any_python(self, path):
         assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"

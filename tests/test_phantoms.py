@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from xray_utils.phantoms import LABELS, draw_external, draw_phantom, draw_sample
+from xray_utils.lab.phantoms import LABELS, draw_external, draw_phantom, draw_sample
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,14 @@ from PIL import Image
 from test_evaluation import make_predictions, make_run
 
 import xray_utils as xu
-from xray_utils import diagrams, plotting
-from xray_utils.data import repository_dir
-from xray_utils.evaluation import ORIGINAL, reliability
-from xray_utils.use import Answer
+from xray_utils import figures, figures_of_data
+from xray_utils._support import style
+from xray_utils._support.paths import repository_dir
+from xray_utils.constants import ORIGINAL
+from xray_utils.lab import diagrams
+from xray_utils.lab import figures as lab_figures
+from xray_utils.lab.calibration import reliability
+from xray_utils.lab.use import Classification
 
 matplotlib.use("Agg")
 
@@ -129,13 +133,16 @@ FIGURES = {
     "plot_history": lambda f: [f("history")],
     "plot_confusion_matrix": lambda f: [make_predictions()],
     "plot_comparison": lambda f: [f("table")],
-    "plot_maps": lambda f: [*maps_of(f("data").test), xu.lung_fields(f("data").test.take(range(len(f("data").test))))],
-    "plot_experiments": lambda f: [
-        xu.judge({"metadata only": make_predictions(), "16 x 16 pixels": make_predictions()})
+    "plot_saliency": lambda f: [
+        *maps_of(f("data").test),
+        xu.lung_fields(f("data").test.take(range(len(f("data").test)))),
     ],
-    "plot_home_and_away": lambda f: [make_predictions(), make_predictions(seed=1).query("label != 'virus'")],
-    "plot_answer": lambda f: [
-        Answer(pd.Series([0.7, 0.2, 0.1], xu.CLASSES), f("data").train.take([0])[0], np.eye(32), "vit")
+    "plot_experiments": lambda f: [
+        xu.shortcut_table({"metadata only": make_predictions(), "16 x 16 pixels": make_predictions()})
+    ],
+    "plot_internal_external": lambda f: [make_predictions(), make_predictions(seed=1).query("label != 'virus'")],
+    "plot_classification": lambda f: [
+        Classification(pd.Series([0.7, 0.2, 0.1], xu.CLASSES), f("data").train.take([0])[0], np.eye(32), "vit")
     ],
     "plot_roc": lambda f: [make_predictions()],
     "plot_reliability": lambda f: [{"one": make_predictions(), "other": make_predictions(seed=1)}],
@@ -143,7 +150,7 @@ FIGURES = {
 
 
 def test_every_figure_is_listed_here():
-    everything = vars(plotting) | vars(diagrams)
+    everything = vars(figures) | vars(figures_of_data) | vars(lab_figures) | vars(diagrams)
     functions = {name for name in everything if name.startswith("plot_") and inspect.isfunction(everything[name])}
     assert functions == set(FIGURES)
     assert all(hasattr(xu, name) for name in functions)
@@ -169,13 +176,13 @@ def test_galleries_show_the_surest_answers_of_their_kind(data):
     table = predictions["one"]
     sure = table[[f"p_{name}" for name in xu.CLASSES]].max(axis=1)
     wrong = table.assign(sure=sure)[table.label.ne(table.predicted)].sort_values("sure", ascending=False, kind="stable")
-    figure = draw(xu.plot_maps, split, maps, predictions, count=3)
+    figure = draw(xu.plot_saliency, split, maps, predictions, count=3)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:3] == [f"{r.label}, called\n{r.predicted} {r.sure:.2f}" for r in wrong[:3].itertuples()]
     assert titles[3:] == [""] * 3 and "no wrong answer" in texts_of(figure)
     assert (figure.axes[0].images[0].get_array() == split.take([wrong.index[0]])[0]).all()
     assert "Images: Hannover Medical School, CC BY 3.0; Kermany et al., CC BY 4.0" in texts_of(figure)
-    correct = draw(xu.plot_maps, split, maps, predictions, which="correct", count=3)
+    correct = draw(xu.plot_saliency, split, maps, predictions, which="correct", count=3)
     assert {axis.get_title().split()[0] for axis in correct.axes[3:]} == set(xu.CLASSES)
 
 
@@ -322,7 +329,7 @@ def test_roc_names_the_area_of_each_class_and_leaves_out_a_class_that_is_absent(
 
 def test_roc_says_which_class_is_told_apart_best_only_beyond_the_intervals():
     predictions = make_predictions(300)
-    assert title_of(draw(xu.plot_roc, predictions)) == "ROC: the intervals\nof the areas overlap"
+    assert title_of(draw(xu.plot_roc, predictions)) == "ROC: the intervals\nof the AUCs overlap"
     clear = predictions.assign(p_covid=predictions.label.eq("covid") * 1.0)
     assert title_of(draw(xu.plot_roc, clear)) == "ROC: covid\nis told apart best"
 
@@ -348,36 +355,36 @@ def wilson(p, n, z=1.959964):
     return scale * (p + z * z / (2 * n)), scale * z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
 
 
-def test_home_and_away_draws_the_classes_that_are_there_and_claims_what_the_intervals_show():
+def test_internal_and_external_draws_the_classes_that_are_there_and_claims_what_the_intervals_show():
     home = make_predictions(120)
     away = make_predictions(120, seed=1).query("label != 'virus'")
-    figure = draw(xu.plot_home_and_away, home, away)
+    figure = draw(xu.plot_internal_external, home, away)
     ticks = [[label.get_text().split()[0] for label in axes.get_xticklabels()] for axes in figure.axes]
     assert ticks == [list(xu.CLASSES), ["covid", "normal"]]
-    assert figure.get_suptitle() == "Covid and normal: the intervals of home and elsewhere overlap"
+    assert figure.get_suptitle() == "Covid and normal: the intervals of internal and external AUC overlap"
     medians = [line.get_segments()[0][0][1] for line in figure.axes[1].collections[1::2]]
     assert medians == [away.p_covid[away.label.eq(name)].median() for name in ("covid", "normal")]
     sure = home.assign(p_covid=home.label.eq("covid") * 1.0)
-    figure = draw(xu.plot_home_and_away, sure, away)
-    assert figure.get_suptitle() == "Covid and normal: told apart at home, less so elsewhere"
+    figure = draw(xu.plot_internal_external, sure, away)
+    assert figure.get_suptitle() == "Covid and normal: external AUC below the internal one"
 
 
-def test_each_source_elsewhere_has_a_picture_and_an_area_of_its_own():
+def test_each_external_source_has_a_panel_and_an_auc_of_its_own():
     home, away = make_predictions(120), make_predictions(120, seed=1).query("label != 'virus'")
     alone = away.label.eq("normal") & (np.arange(len(away)) % 2 == 0)
     away = away.assign(source=np.where(alone, "them/papers", "us/hospital"), p_covid=np.where(alone, 1.0, away.p_covid))
-    figure = draw(xu.plot_home_and_away, home, away)
+    figure = draw(xu.plot_internal_external, home, away)
     ticks = [[label.get_text().split()[0] for label in axes.get_xticklabels()] for axes in figure.axes]
     assert ticks == [list(xu.CLASSES), ["normal"], ["covid", "normal"]]
     area = xu.with_interval(xu.compute_metrics(away[~alone]), "auc_covid")
     titles = [axes.get_title(loc="left").split("\n") for axes in figure.axes]
-    assert titles[1:] == [["elsewhere, them", "normal alone"], ["us", f"AUC {area}"]]
-    figure = draw(xu.plot_home_and_away, home, away[alone])
-    assert figure.get_suptitle() == "Covid and normal: elsewhere one of the two alone"
+    assert titles[1:] == [["external, them", "normal alone"], ["us", f"AUC {area}"]]
+    figure = draw(xu.plot_internal_external, home, away[alone])
+    assert figure.get_suptitle() == "Covid and normal: each external source holds one of the two alone"
     three = away.assign(source=np.array(["us/one", "them/two", "them/three"])[np.arange(len(away)) % 3])
-    figure = draw(xu.plot_home_and_away, home, three)
+    figure = draw(xu.plot_internal_external, home, three)
     titles = [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes]
-    assert titles[1:] == ["elsewhere, them/three", "them/two", "us/one"], "a source is missing, or cannot be told"
+    assert titles[1:] == ["external, them/three", "them/two", "us/one"], "a source is missing, or cannot be told"
 
 
 def test_risk_coverage_says_what_refusing_leaves_of_the_error():
@@ -406,7 +413,7 @@ def lightness(colour):
     return 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
 
 
-@pytest.mark.parametrize("colours", [plotting.CLASS_COLOURS, plotting.MODEL_COLOURS], ids=["classes", "models"])
+@pytest.mark.parametrize("colours", [style.CLASS_COLOURS, style.MODEL_COLOURS], ids=["classes", "models"])
 def test_colours_differ_in_grey_print(colours):
     light = sorted(map(lightness, colours.values()))
     assert min(np.diff(light)) > 12, light
@@ -420,7 +427,7 @@ PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.0
 @pytest.mark.parametrize("eye", [np.eye(3), DEUTERAN, PROTAN], ids=["usual", "deuteranopia", "protanopia"])
 def test_no_colour_is_taken_for_one_of_another_meaning(eye):
     """Distances in CIELAB, as colour-blind eyes see it too (Machado et al. 2009)."""
-    colours = [*plotting.CLASS_COLOURS.values(), *plotting.MODEL_COLOURS.values(), *plotting.OTHER_COLOURS]
+    colours = [*style.CLASS_COLOURS.values(), *style.MODEL_COLOURS.values(), *style.OTHER_COLOURS]
     seen = np.array([to_rgb(colour) for colour in colours])
     linear = np.where(seen <= 0.04045, seen / 12.92, ((seen + 0.055) / 1.055) ** 2.4) @ np.transpose(eye)
     x, y, z = np.cbrt(linear.clip(1e-3) @ np.transpose(SRGB) / [[0.9505, 1, 1.089]]).T
@@ -429,10 +436,10 @@ def test_no_colour_is_taken_for_one_of_another_meaning(eye):
     assert distances.min() > 16, [colours[i] for i in np.unravel_index(distances.argmin(), distances.shape)]
 
 
-def test_a_recipe_of_the_vit_has_its_colour_and_other_runs_none_of_a_model(history):
+def test_a_configuration_of_the_vit_has_its_colour_and_other_runs_none_of_a_model(history):
     lines = draw(xu.plot_history, {"fixed features": history, "fine-tuned": history, "Adam": history}).axes[0].lines
     first, tuned, third = (line.get_color() for line in lines[::3])
-    assert tuned == plotting.MODEL_COLOURS["vit"] and {first, third} < set(plotting.OTHER_COLOURS)
+    assert tuned == style.MODEL_COLOURS["vit"] and {first, third} < set(style.OTHER_COLOURS)
 
 
 def saved(name):
@@ -484,7 +491,7 @@ def test_names_at_the_ends_of_lines_do_not_overlap(history):
 
 def test_a_figure_says_its_titles_and_axes_where_it_cannot_be_seen(images, monkeypatch):
     shown = []
-    monkeypatch.setattr(plotting, "display", lambda *bundle, **more: shown.append(bundle[0]))
+    monkeypatch.setattr(style, "display", lambda *bundle, **more: shown.append(bundle[0]))
     for figure in (xu.plot_class_balance(images), xu.plot_residual_block(xu.resnet18().layer1[0])):
         figure._ipython_display_()
     balance, block = (one["text/plain"] for one in shown)
@@ -496,14 +503,14 @@ def test_a_figure_says_its_titles_and_axes_where_it_cannot_be_seen(images, monke
 
 def test_a_saved_figure_is_shown_as_it_was_drawn_and_drawn_anew_where_it_was_changed(history, monkeypatch):
     shown = []
-    monkeypatch.setattr(plotting, "display", lambda data, **_: shown.append(data["image/png"]))
+    monkeypatch.setattr(style, "display", lambda data, **_: shown.append(data["image/png"]))
     figure = xu.plot_history(history)
     plain = xu.plot_history(history)
     plain._ipython_display_()
     drawings = []
-    savefig = plotting.Figure.savefig
+    savefig = style.Figure.savefig
     monkeypatch.setattr(
-        plotting.Figure, "savefig", lambda self, *a, **k: (drawings.append(k["format"]), savefig(self, *a, **k))
+        style.Figure, "savefig", lambda self, *a, **k: (drawings.append(k["format"]), savefig(self, *a, **k))
     )
     xu.save_figure(figure, "history")._ipython_display_()
     assert drawings == ["svg", "png"], "drawn more often than there are files"
@@ -516,7 +523,7 @@ def test_a_saved_figure_is_shown_as_it_was_drawn_and_drawn_anew_where_it_was_cha
 
 def test_no_ink_of_a_saved_figure_touches_its_edge(history):
     """Long names reach far to the left: letters are as wide at the resolution that is saved as where it is laid out."""
-    rows = {f"resnet18_augmented_grouped{ending}": history for ending in ("", "_sample", "_another_recipe")}
+    rows = {f"resnet18_augmented_grouped{ending}": history for ending in ("", "_sample", "_another_configuration")}
     for name, figure in {
         "comparison": xu.plot_comparison(xu.compare(xu.load_results(list(REAL), xu.results_dir()))),
         "history": xu.plot_history(rows),

@@ -17,7 +17,7 @@ from PIL import Image
 from test_notebooks import NOTEBOOKS, cells_of, text_of
 
 import xray_utils as xu
-from xray_utils import phantoms
+from xray_utils.lab import phantoms
 
 # Every number of two or more characters that the prose may hold, and why it is true of any images.
 FACTS = {
@@ -86,7 +86,7 @@ QUICK = {
     "03": "epochs = option_epochs = 1",
     "04": "epochs = 1",
     "05": "epochs = destroy_epochs = random_epochs = 1; weights = None",
-    "07": "stamp_epochs = retrain_epochs = 1",
+    "07": "marker_epochs = retrain_epochs = 1",
 }
 RUN = NOTEBOOKS if os.environ.get("XRAY_SLOW") else NOTEBOOKS[:1]
 

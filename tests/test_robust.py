@@ -10,12 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from test_training import make_data
 
 import xray_utils as xu
-from xray_utils import phantoms, robust
-from xray_utils.lungs import LungFields
+from xray_utils.lab import lungs, phantoms
+from xray_utils.lab.lungs import LungFields
 
 
 def world(rng, n=150, home=True):
-    """Features: illness in the first, the source in the second, noise behind. At home all covid is far."""
+    """Features: illness in the first, the source in the second, noise behind. Internally all covid is far."""
     label = np.array(["covid", "normal", "virus"] if home else ["covid", "normal"])[
         rng.integers(3 if home else 2, size=n)
     ]
@@ -53,7 +53,7 @@ def test_the_box_of_the_lungs_fills_the_picture(monkeypatch):
     pixels[:, 10:30, 8:32] = 50
     masks = np.zeros((2, 40, 40), bool)
     masks[0, 10:30, 8:32] = True  # of the second nothing is found
-    monkeypatch.setattr(robust, "lung_fields", lambda p: LungFields(masks, np.ones(2), np.ones(2, bool)))
+    monkeypatch.setattr(lungs, "lung_fields", lambda p: LungFields(masks, np.ones(2), np.ones(2, bool)))
     seen = xu.crop_lungs(pixels, margin=0)
     assert seen.shape == pixels.shape and (seen[1] == pixels[1]).all()
     assert (seen[0, 1:-1, 1:-1] == 50).all(), "but for the outermost pixels, which blend with what was cut off"
@@ -62,7 +62,7 @@ def test_the_box_of_the_lungs_fills_the_picture(monkeypatch):
     assert 0.45 < (wide == 50).mean() < 0.54  # 20 * 24 of 28 * 32 = 0.54, less of soft edges
 
 
-def test_the_recipe_of_one_line_cuts_and_then_equalises():
+def test_the_configuration_of_one_line_cuts_and_then_equalises():
     pixels = np.stack([phantoms.draw_phantom("normal", seed, (96, 96))[0] for seed in (1, 2)])
     pixels = pixels if pixels.ndim == 4 else pixels[..., None].repeat(3, axis=-1)
     seen = xu.lung_box(pixels)
@@ -70,19 +70,19 @@ def test_the_recipe_of_one_line_cuts_and_then_equalises():
 
 
 def test_only_the_odds_of_the_two_classes_count():
-    asked = xu.against_normal(table([[0.2, 0.1, 0.7], [0.0, 0.0, 1.0], [0.1, 0.3, 0.6]], ["covid", "normal", "virus"]))
+    asked = xu.covid_vs_normal(table([[0.2, 0.1, 0.7], [0.0, 0.0, 1.0], [0.1, 0.3, 0.6]], ["covid", "normal", "virus"]))
     assert asked.label.tolist() == ["covid", "normal"]
     assert asked.p_covid.tolist() == pytest.approx([2 / 3, 0.5]) and asked.predicted.tolist() == ["covid", "normal"]
-    assert xu.against_normal(table([[0.2, 0.1, 0.7]]), "virus").p_covid.tolist() == pytest.approx([7 / 8])
+    assert xu.covid_vs_normal(table([[0.2, 0.1, 0.7]]), "virus").p_covid.tolist() == pytest.approx([7 / 8])
 
 
 def test_within_sources_that_hold_both_no_place_is_told_from_another():
     asked = table([[0.2, 0.8, 0.0], [0.1, 0.9, 0.0], [0.9, 0.1, 0.0]], ["covid", "normal", "normal"])
     asked = asked.assign(source=["a", "a", "b"])
-    assert xu.against_normal(asked, within=True).p_covid.tolist() == [0.2, 0.1]
-    assert len(xu.against_normal(asked)) == 3
+    assert xu.covid_vs_normal(asked, within=True).p_covid.tolist() == [0.2, 0.1]
+    assert len(xu.covid_vs_normal(asked)) == 3
     with pytest.raises(ValueError, match="no source holds normal and other"):
-        xu.against_normal(asked[1:], within=True)
+        xu.covid_vs_normal(asked[1:], within=True)
 
 
 def test_a_source_counts_where_it_holds_normal_and_others():
@@ -117,38 +117,38 @@ def test_features_are_what_the_last_layer_sees(make):
 def test_learned_within_a_source_it_holds_in_another_place():
     rng = np.random.default_rng(0)
     (known, rows), (asked, away) = world(rng), world(rng, home=False)
-    scores = xu.ill_scores(known, rows, asked)
-    assert xu.covid_area(away, scores)["auc_covid"] > 0.9
-    everything = xu.guess(known, rows)  # the plain way has learned the source
+    scores = xu.pneumonia_scores(known, rows, asked)
+    assert xu.covid_auc(away, scores)["auc_covid"] > 0.9
+    everything = xu.cross_validate(known, rows)  # the plain way has learned the source
     assert everything.predicted.eq(rows.label).mean() > 0.9
-    assert (xu.ill_scores(known, rows, known + [0, 8, 0, 0, 0, 0]) > 0).mean() == pytest.approx(
-        (xu.ill_scores(known, rows, known) > 0).mean(), abs=0.1
+    assert (xu.pneumonia_scores(known, rows, known + [0, 8, 0, 0, 0, 0]) > 0).mean() == pytest.approx(
+        (xu.pneumonia_scores(known, rows, known) > 0).mean(), abs=0.1
     ), "moving everybody to the far source must not make them ill"
 
 
 def test_covid_answers_alone_are_doubted():
     predictions = table([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.8, 0.0, 0.2]], ["covid", "normal", "normal"])
-    assert xu.doubts(predictions, [2.0, -3.0, -1.0]).tolist() == [-2.0, -np.inf, 1.0]
+    assert xu.uncertainty(predictions, [2.0, -3.0, -1.0]).tolist() == [-2.0, -np.inf, 1.0]
 
 
 def test_refusing_the_doubtful_lowers_the_error_and_is_counted():
     predictions = table([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.8, 0.0, 0.2], [0.7, 0.3, 0]], ["covid"] + ["normal"] * 3)
-    doubt = xu.doubts(predictions, [2.0, -3.0, -1.0, 0.5])
+    doubt = xu.uncertainty(predictions, [2.0, -3.0, -1.0, 0.5])
     curve = xu.risk_coverage(predictions, doubt)
     assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1] and curve.risk.tolist() == pytest.approx([0, 0, 1 / 3, 0.5])
     assert xu.risk_coverage(predictions, [-np.inf, -np.inf, 1, 0]).coverage.tolist() == [0.5, 0.75, 1]
-    kept = xu.refuse(predictions, doubt, threshold=0.0)
+    kept = xu.abstain(predictions, doubt, threshold=0.0)
     assert kept["answered"] == 0.75 and kept["covid_answered"] == 1 and kept["normal_safe"] == pytest.approx(2 / 3)
-    assert xu.refuse(predictions, doubt, np.inf)["normal_safe"] == pytest.approx(1 / 3)
+    assert xu.abstain(predictions, doubt, np.inf)["normal_safe"] == pytest.approx(1 / 3)
     low, high = kept["normal_safe_interval"]
     assert low < 2 / 3 < high
-    assert xu.refuse(predictions[:1], doubt[:1], 0.0)["normal_safe"] is None
+    assert xu.abstain(predictions[:1], doubt[:1], 0.0)["normal_safe"] is None
 
 
 def test_from_the_layer_of_the_adversary_the_class_can_be_told_and_the_source_not(monkeypatch):
-    """`results/fight.py`: virus and normal from two sources, the features full of which."""
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "results")
-    from fight import Adversary
+    """`results/scripts/configurations.py`: virus and normal from two sources, the features full of which."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "results" / "scripts")
+    from configurations import Adversary
 
     rng, n = np.random.default_rng(0), 600
     label = rng.choice(xu.CLASSES, n)

@@ -6,7 +6,8 @@ import hashlib
 import pytest
 
 import xray_utils as xu
-from xray_utils.data import CREDITS, repository_dir
+from xray_utils._support.paths import repository_dir
+from xray_utils.images import CREDITS
 
 FOLDERS = [repository_dir() / "data" / name for name in ("sample", "sample_external")]
 

@@ -24,7 +24,8 @@ from test_arguments import make_images
 from test_readme import blocks
 
 import xray_utils as xu
-from xray_utils import data, environment, training
+from xray_utils._support import datasets, environment, paths
+from xray_utils._support import device as device_module
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -64,7 +65,8 @@ def course(tmp_path):
     folder = tmp_path / "my repository"
     (folder / "xray_utils").mkdir(parents=True)
     (folder / "xray_utils" / "__init__.py").write_text("print('imported', __file__)")
-    for file in ("requirements.txt", "xray_utils/environment.py"):
+    for file in ("requirements.txt", "xray_utils/_support/environment.py"):
+        (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / file, folder / file)
     git("init", "-q", ".", cwd=folder)
     git("add", ".", cwd=folder)
@@ -116,7 +118,7 @@ def test_what_cannot_be_fetched_leaves_nothing_and_says_what_to_do(course, tmp_p
     git("init", "-q", ".", cwd=other)
     git("commit", "-q", "-m", "nothing", "--allow-empty", cwd=other)
     cases = [(tmp_path / "no such repository", None), (other, None)]
-    cases += [(course, "course/.git/HEAD"), (course, "course/xray_utils/data.py")]
+    cases += [(course, "course/.git/HEAD"), (course, "course/xray_utils/images_module.py")]
     for number, (address, left) in enumerate(cases):
         alone = tmp_path / f"alone {number}"
         alone.mkdir()
@@ -143,10 +145,14 @@ def test_where_the_course_was_fetched_what_is_missing_is_installed(course, tmp_p
 
 @needs_git
 def test_one_command_writes_the_address_into_all_notebooks(tmp_path):
-    """The command of the README."""
-    (command,) = [block for block in blocks("README.md", "bash") if "environment.py" in block]
-    for file in ("requirements.txt", "xray_utils/environment.py", *[f"notebooks/{path.name}" for path in NOTEBOOKS]):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+    """The command of docs/colab.md."""
+    (command,) = [block for block in blocks("docs/colab.md", "bash") if "environment.py" in block]
+    for file in (
+        "requirements.txt",
+        "xray_utils/_support/environment.py",
+        *[f"notebooks/{path.name}" for path in NOTEBOOKS],
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
         shutil.copyfile(ROOT / file, tmp_path / file)
     words = command.replace("<you>", "me").replace("<course>", "mine").split()
     for _ in range(2):
@@ -295,7 +301,7 @@ def test_the_installer_needs_python_and_pip_alone():
     pytest.importorskip("pip")
     code = "import sys; sys.modules['packaging'] = None; import runpy; names = runpy.run_path(sys.argv[1])\n"
     code += "print('torch' in sys.modules, 'numpy' in sys.modules, len(names['requirements']()))"
-    command = [sys.executable, "-c", code, str(ROOT / "xray_utils" / "environment.py")]
+    command = [sys.executable, "-c", code, str(ROOT / "xray_utils" / "_support" / "environment.py")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False False 3"
 
 
@@ -330,7 +336,7 @@ def test_the_device_is_said_in_good_grammar(capsys, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         xu.check_environment()
         said = capsys.readouterr().out
-        assert f"Device: {words} precision: {training.choose_precision()}" in said or torch.cuda.is_available()
+        assert f"Device: {words} precision: {device_module.choose_precision()}" in said or torch.cuda.is_available()
         assert said.startswith("Python 3.") and max(map(len, said.splitlines())) <= 96
 
 
@@ -341,7 +347,8 @@ def test_the_device_is_said_in_good_grammar(capsys, monkeypatch):
 def home(tmp_path, monkeypatch):
     """A repository with a sample and nothing else."""
     make_images(tmp_path / "repository" / "data" / "sample")
-    monkeypatch.setattr(data, "repository_dir", lambda: tmp_path / "repository")
+    for module in (paths, datasets):
+        monkeypatch.setattr(module, "repository_dir", lambda: tmp_path / "repository")
     monkeypatch.delenv("XRAY_DATA")
     return tmp_path / "repository"
 
@@ -421,7 +428,7 @@ def test_on_another_machine_the_images_are_brought_again(home, tmp_path, monkeyp
 def test_a_choice_of_one_line_is_read(home, tmp_path):
     make_images(tmp_path / "mine")
     xu.outputs_dir().mkdir(exist_ok=True)
-    xu.outputs_dir(data.CHOICE).write_text(str(tmp_path / "mine"), encoding="utf-8")
+    xu.outputs_dir(paths.CHOICE).write_text(str(tmp_path / "mine"), encoding="utf-8")
     xu.use_images()
     assert xu.data_dir() == tmp_path / "mine"
 
@@ -505,7 +512,7 @@ def test_the_time_of_training_is_measured_and_said(home, capsys, monkeypatch):
     prepared.is_sample = False
     model = Slow()
     before, state = torch.get_rng_state(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    training.accelerator_of("bf16")  # of a training before
+    device_module.accelerator_of("bf16")  # of a training before
     seconds = xu.estimate_time(model, prepared, 300, 4, precision="fp32")
     said = capsys.readouterr().out
     least = 300 * (len(prepared.train) + len(prepared.val)) / 4 * 0.1
@@ -519,7 +526,7 @@ def test_the_time_of_training_is_measured_and_said(home, capsys, monkeypatch):
     xu.estimate_time(model, prepared, 1, 4)
     assert "Training for 1 epoch on" in capsys.readouterr().out
     monkeypatch.setattr(
-        training, "Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+        device_module, "Accelerator", lambda **_: SimpleNamespace(device=torch.device("cuda"), num_processes=1)
     )
     assert xu.estimate_time(model, prepared, 1, 4, precision="fp32") is None
 

@@ -1,4 +1,4 @@
-"""The decks: made by the command of the README, then walked slide by slide in headless Chromium at two sizes."""
+"""The decks: made by the command of docs/presenting.md, walked slide by slide in headless Chromium at two sizes."""
 
 import hashlib
 import itertools
@@ -40,10 +40,10 @@ LOOK = """
     if ([...part.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
         && parseFloat(getComputedStyle(part).fontSize) < 22) faults.push(`too small: ${name}`);
   }
-  for (const picture of slide.querySelectorAll("img")) {
-    if (!picture.complete || !picture.naturalWidth) faults.push("missing picture");
-    if (picture.getBoundingClientRect().height < 230 * scale) faults.push("picture too low to be read");
-    if (!picture.alt || picture.alt.startsWith("No description")) faults.push("picture without a text");
+  for (const image of slide.querySelectorAll("img")) {
+    if (!image.complete || !image.naturalWidth) faults.push("missing image");
+    if (image.getBoundingClientRect().height < 230 * scale) faults.push("image too low to be read");
+    if (!image.alt || image.alt.startsWith("No description")) faults.push("image without a text");
   }
   if (!title) faults.push("no title");
   if (!seen.some(part => part !== title && !title?.contains(part) && (part.tagName === "IMG"
@@ -140,8 +140,9 @@ NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
 def make_decks(folder, *others):
-    """Decks of all notebooks, and of others, in `folder`, by the command of the README; what it says."""
-    command = re.search(r"`\.venv/bin/jupyter (nbconvert [^`]*--to slides [^`]+)`", (ROOT / "README.md").read_text())[1]
+    """Decks of all notebooks, and of others, in `folder`, by the command of docs/presenting.md; what it says."""
+    page = (ROOT / "docs/presenting.md").read_text(encoding="utf-8")
+    command = re.search(r"\.venv/bin/jupyter (nbconvert .*--to slides .*)", page)[1]
     words = [str(folder) if word == "outputs/slides" else word for word in shlex.split(command)]
     return subprocess.run(
         [sys.executable, "-m", *words, *map(str, others)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -233,9 +234,9 @@ FAULTY = {  # what a slide holds, and what must be said of it
     "many lines\n\n" * 40: "overflow: P many lines",
     "`" + "x" * 200 + "`": "overflow: ",
     "<small style='font-size: 12px'>whisper</small>": "too small: SMALL whisper",
-    "<img alt='gone' src='data:image/png;base64,AAAA'>": "missing picture",
-    f"<img src='data:image/gif;base64,{DOT}'>": "picture without a text",
-    f"<img alt='dot' src='data:image/gif;base64,{DOT}'>": "picture too low to be read",
+    "<img alt='gone' src='data:image/png;base64,AAAA'>": "missing image",
+    f"<img src='data:image/gif;base64,{DOT}'>": "image without a text",
+    f"<img alt='dot' src='data:image/gif;base64,{DOT}'>": "image too low to be read",
 }
 
 

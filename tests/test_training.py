@@ -19,8 +19,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import xray_utils as xu
-from xray_utils import maps, training
-from xray_utils.data import PreparedData, Split
+from xray_utils import augment as augment_module
+from xray_utils import training
+from xray_utils._support import device as device_module
+from xray_utils._support import memory, runs, session
+from xray_utils.lab import saliency
+from xray_utils.prepared import PreparedData, Split
 
 torch.set_num_threads(1)
 CLOCK = ["seconds", "images_per_second"]
@@ -104,7 +108,7 @@ def tiny_vit(folder):
 
 
 def fit(model, data, name="run", **options):
-    return training.fit(model, data, name, **{"epochs": 3, "batch_size": 8, "precision": "fp32", **options})
+    return xu.fit(model, data, name, **{"epochs": 3, "batch_size": 8, "precision": "fp32", **options})
 
 
 def logits_by_hand(model, split):
@@ -145,9 +149,9 @@ def checkpoint(run, name="last.pt"):
 
 
 def test_batches_hold_each_index_once(data):
-    plain = training.batches(data.train, 8)
+    plain = session.batches(data.train, 8)
     assert [len(b) for b in plain] == [8, 8, 5] and np.array_equal(np.concatenate(plain), np.arange(21))
-    mixed = np.concatenate(training.batches(data.train, 8, np.random.default_rng(0)))
+    mixed = np.concatenate(session.batches(data.train, 8, np.random.default_rng(0)))
     assert sorted(mixed) == list(range(21)) and list(mixed) != list(range(21))
 
 
@@ -162,7 +166,7 @@ def test_mirrored_rows_are_mirrored_in_their_batch(data):
 
 def test_input_is_normalised_channel_by_channel(data):
     model, pixels = linear(), data.train.take(np.arange(4))
-    images = training.to_input(pixels, model, "cpu")
+    images = session.to_input(pixels, model, "cpu")
     wanted = (pixels / 255 - model.input_mean) / model.input_std
     assert images.shape == (4, 3, 8, 8) and images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -195,7 +199,7 @@ print(resident() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library hands out the memory")
 def test_freed_memory_is_kept_for_the_next_layer_and_handed_back_at_the_end():
     """In a process of its own: here a test that ran out of memory may have changed where memory comes from."""
-    script = KEPT.replace("def layer", inspect.getsource(training.memory_kept) + "\ndef layer")
+    script = KEPT.replace("def layer", inspect.getsource(memory.memory_kept) + "\ndef layer")
     command = [sys.executable, "-c", script]
     found = subprocess.run(command, env={}, capture_output=True, text=True, check=True).stdout.split()
     inside, after, again = map(float, found)
@@ -204,9 +208,9 @@ def test_freed_memory_is_kept_for_the_next_layer_and_handed_back_at_the_end():
 
 @pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
 def test_where_another_library_hands_out_memory_nothing_changes(system, monkeypatch):
-    monkeypatch.setattr(training.sys, "platform", system)
-    monkeypatch.setattr(training.ctypes, "CDLL", lambda name: {"linux": SimpleNamespace()}[system])
-    with pytest.raises(ZeroDivisionError), training.memory_kept():
+    monkeypatch.setattr(memory.sys, "platform", system)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: {"linux": SimpleNamespace()}[system])
+    with pytest.raises(ZeroDivisionError), memory.memory_kept():
         1 / 0  # noqa: B018
 
 
@@ -214,8 +218,8 @@ def test_where_another_library_hands_out_memory_nothing_changes(system, monkeypa
 def test_memory_is_kept_while_a_network_works_and_handed_back_whatever_happens(use, data, monkeypatch):
     said = []
     glibc = SimpleNamespace(mallopt=lambda *option: said.append(option), malloc_trim=lambda pad: said.append("back"))
-    monkeypatch.setattr(training.sys, "platform", "linux")
-    monkeypatch.setattr(training.ctypes, "CDLL", lambda name: glibc)
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: glibc)
     model = linear()
     model.register_forward_hook(lambda *_: said.append("works") or 1 / 0)
     arguments = {"fit": (data, "kept", 1, 1e-3, 8), "predict": (data.val,), "estimate_time": (data, 1, 8)}
@@ -248,7 +252,7 @@ def test_few_channels_go_first_through_batchnorm_and_the_numbers_stay(channels, 
     factors = torch.randn_like(images)  # as they lie in memory
     for device in ("cuda", "cpu"):  # the first without hooks
         layer = nn.BatchNorm2d(channels)
-        hooks = training.channels_first_for_few(nn.Sequential(layer), torch.device(device))
+        hooks = memory.channels_first_for_few(nn.Sequential(layer), torch.device(device))
         output = layer(images)
         gradients = torch.autograd.grad((output * factors).sum(), [images, *layer.parameters()])
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (output, gradients[0]))
@@ -261,7 +265,7 @@ def test_few_channels_go_first_through_batchnorm_and_the_numbers_stay(channels, 
 def test_a_layer_behind_few_channels_may_work_in_place():
     """Of 1 x 1 pixels both orders are one: nothing had to be copied."""
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-    training.channels_first_for_few(model, torch.device("cpu"))
+    memory.channels_first_for_few(model, torch.device("cpu"))
     model(torch.randn(4, 3, 1, 1)).sum().backward()
     assert model[0].weight.grad.isfinite().all()
     assert model[1](input=torch.randn(4, 8, 2, 2)).shape == (4, 8, 2, 2)  # given by its name it stays as it lies
@@ -292,7 +296,7 @@ def centres(images, axis):
     return torch.stack([(weight.sum(1) * axis).sum(1) / total, (weight.sum(2) * axis).sum(1) / total], 1)
 
 
-@pytest.mark.parametrize("augment", training.AUGMENTATIONS.values(), ids=training.AUGMENTATIONS)
+@pytest.mark.parametrize("augment", augment_module.AUGMENTATIONS.values(), ids=augment_module.AUGMENTATIONS)
 def test_augmentation_repeats_with_its_generator(augment):
     images = torch.rand(5, 3, 16, 12, generator=torch.Generator().manual_seed(0))
     kept = images.clone()
@@ -311,7 +315,9 @@ def test_augmentation_repeats_with_its_generator(augment):
 
 def test_augmentation_changes_brightness_and_contrast_mildly():
     flat = torch.ones(1000, 3, 8, 8)
-    level = {c: training.augment_mild(c * flat, torch.Generator().manual_seed(0)).mean(dim=(1, 2, 3)) for c in (0, 1)}
+    level = {
+        c: augment_module.augment_mild(c * flat, torch.Generator().manual_seed(0)).mean(dim=(1, 2, 3)) for c in (0, 1)
+    }
     for change in (level[0], level[1] - level[0] - 1):  # brightness, contrast: uniform in -0.1..0.1
         assert abs(change.mean()) < 4 * 0.1 / math.sqrt(3 * 1000)
         assert 0.095 < change.abs().max() <= 0.1 + 1e-6
@@ -323,7 +329,7 @@ def test_augmentation_moves_and_turns_mildly_and_mirrors_half():
     above, _ = blob(400, 0, -0.5)
     right, _ = blob(400, 0.5, 0)
     c, a, r = (
-        centres(training.augment_mild(i, torch.Generator().manual_seed(5)), axis) for i in (middle, above, right)
+        centres(augment_module.augment_mild(i, torch.Generator().manual_seed(5)), axis) for i in (middle, above, right)
     )
     shift, turn10 = c / 2, math.radians(10)  # from half image widths to image widths
     assert (
@@ -341,7 +347,7 @@ def test_augmentation_moves_and_turns_mildly_and_mirrors_half():
 
 
 def strong(images, seed=0):
-    return training.augment_strong(images, torch.Generator().manual_seed(seed))
+    return augment_module.augment_strong(images, torch.Generator().manual_seed(seed))
 
 
 def test_strong_augmentation_varies_tone_contrast_and_sharpness_but_not_the_normalisation():
@@ -349,7 +355,7 @@ def test_strong_augmentation_varies_tone_contrast_and_sharpness_but_not_the_norm
     seen = strong(ramp)
     assert seen.isfinite().all() and seen.min() > -1.5 and seen.max() < 2.5
     assert seen.mean(dim=(1, 2, 3)).std() > 0.1 and seen.std(dim=(1, 2, 3)).std() > 0.05
-    for low, high in ((-1, 1), (-2.1, 2.6)):  # the same pictures, whatever the network expects of its pixels
+    for low, high in ((-1, 1), (-2.1, 2.6)):  # the same images, whatever the network expects of its pixels
         other = strong(ramp * (high - low) + low)
         assert torch.allclose((other - low) / (high - low), seen, atol=1e-4)
     noise = torch.rand(300, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -359,7 +365,7 @@ def test_strong_augmentation_varies_tone_contrast_and_sharpness_but_not_the_norm
 
 def test_strong_augmentation_moves_further_than_the_mild_one_and_mirrors_half():
     moved = {}
-    for name, augment in training.AUGMENTATIONS.items():
+    for name, augment in augment_module.AUGMENTATIONS.items():
         above, right = (augment(blob(400, *at)[0], torch.Generator().manual_seed(5)) for at in ((0, -0.5), (0.5, 0)))
         ups, sides = ([int(one[0].argmax()) for one in images] for images in (above, right))
         rows, columns = np.array(ups) // 65, np.array(sides) % 65
@@ -374,7 +380,7 @@ def test_strong_augmentation_fills_and_marks_with_a_single_tone():
     seen = strong(black)
     flat = (seen[:, :, 1:-1, 1:-1] - seen[:, :, 1:-1, :-2]).abs().amax(dim=1) == 0  # no noise: a marker
     marked = flat.flatten(1).sum(dim=1) > 4
-    assert 60 < marked.sum() < 140, "about half of the pictures get one"
+    assert 60 < marked.sum() < 140, "about half of the images get one"
 
 
 def test_training_uses_augmentation_when_asked(data):
@@ -391,16 +397,16 @@ def test_training_uses_augmentation_when_asked(data):
 
 
 def test_precision_as_asked_or_named():
-    assert [training.choose_precision(p) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    assert [device_module.choose_precision(p) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
     with pytest.raises(ValueError, match="precision: 'fp8' is unknown. Allowed: 'auto', 'fp32', 'bf16', 'fp16'"):
-        training.choose_precision("fp8")
+        device_module.choose_precision("fp8")
 
 
 @pytest.mark.parametrize(("native", "wanted"), [(True, "bf16"), (False, "fp32")])
 def test_automatic_precision_on_a_processor(native, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(training, "bf16_is_faster", lambda: native)
-    assert training.choose_precision() == training.choose_precision("auto", "cpu") == wanted
+    monkeypatch.setattr(device_module, "bf16_is_faster", lambda: native)
+    assert device_module.choose_precision() == device_module.choose_precision("auto", "cpu") == wanted
 
 
 @pytest.mark.parametrize(("milliseconds", "wanted"), [(0.5, True), (0.9, False), (2.0, False)])
@@ -412,14 +418,14 @@ def test_bf16_is_taken_where_it_is_measured_to_be_faster(milliseconds, wanted, m
 
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
-    assert training.bf16_is_faster.__wrapped__() is wanted
+    assert device_module.bf16_is_faster.__wrapped__() is wanted
 
 
 @pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_automatic_precision_on_a_gpu(capability, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    assert training.choose_precision() == wanted
+    assert device_module.choose_precision() == wanted
 
 
 def test_a_precision_that_this_device_lacks_is_named(data):
@@ -468,13 +474,13 @@ def test_train_loss_and_accuracy_are_per_image(batch_size, data):
 
 @pytest.mark.parametrize("make", [linear, xu.baseline_cnn])
 def test_validation_is_per_image_with_the_weights_of_the_epoch(make, data, monkeypatch):
-    after, save = [], training._save
+    after, save = [], runs._save
 
     def remember(folder, *others):
         save(folder, *others)
         after.append(torch.load(folder / "last.pt", weights_only=True)["model"])
 
-    monkeypatch.setattr(training, "_save", remember)
+    monkeypatch.setattr(session, "_save", remember)
     run = fit(make(), data, batch_size=7, lr=0.01)  # 10 validation images: batches of 7 and 3
     assert len(after) == 3
     for row, state in zip(run.history.itertuples(), after, strict=True):
@@ -572,7 +578,7 @@ def test_a_killed_run_goes_on_to_the_same_end(case, call, error, data, monkeypat
 @pytest.mark.parametrize("file", ["history.csv", "best.safetensors", "last.pt", "finished.json"])
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_kill_before_any_file_is_written_is_mended(file, epoch, data, monkeypatch):
-    whole, write = fit(linear(), data, "whole", lr=0.01), training.whole_file
+    whole, write = fit(linear(), data, "whole", lr=0.01), session.whole_file
     seen = itertools.count(1)
 
     def cut(path):
@@ -581,7 +587,8 @@ def test_a_kill_before_any_file_is_written_is_mended(file, epoch, data, monkeypa
         return write(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "whole_file", cut)
+        for module in (session, runs):
+            patch.setattr(module, "whole_file", cut)
         with pytest.raises(PowerCut):
             fit(linear(), data, "killed", lr=0.01)
     resumed = fit(linear(), data, "killed", lr=0.01)
@@ -659,11 +666,11 @@ def test_plateau_lowers_the_rate_after_three_epochs_without_gain(data):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_rate_at_every_step(schedule):
-    rates = [training._rate(0.5, schedule, 0.2, step, 100) for step in range(100)]
+    rates = [session.rate(step, 100, lr=0.5, schedule=schedule, warmup=0.2) for step in range(100)]
     assert np.allclose(rates[:20], 0.5 * np.arange(1, 21) / 20)  # a straight line up, the full rate after 20 steps
     after = 0.5 * (1 + np.cos(np.pi * np.arange(80) / 80)) / 2 if schedule == "cosine" else np.full(80, 0.5)
     assert np.allclose(rates[20:], after)
-    assert training._rate(0.5, schedule, 0.0, 0, 100) == 0.5
+    assert session.rate(0, 100, lr=0.5, schedule=schedule, warmup=0.0) == 0.5
 
 
 @pytest.mark.parametrize(("schedule", "wanted"), [("constant", [0.1] * 4), ("cosine", None)])
@@ -692,7 +699,7 @@ def test_early_stopping_stops(data):
 
 
 def test_class_weights_are_inverse_frequencies(data):
-    weights = training._class_weights(data.train)
+    weights = session.class_weights(data.train)
     assert weights.tolist() == pytest.approx([21 / (3 * n) for n in LABELS["train"]])
     assert (weights * torch.tensor(LABELS["train"])).sum() == pytest.approx(21)  # of mean 1 over the images
 
@@ -787,12 +794,12 @@ class Greedy(nn.Module):
         "features": lambda model, data: xu.features(model, data.train, batch_size=8),
         "grad_cam": lambda model, data: xu.grad_cam(model, data.train, layer="layer", batch_size=8),
         "attention_rollout": lambda model, data: xu.attention_rollout(model, data.train, batch_size=8),
-        "where_it_looks": lambda model, data: xu.where_it_looks(model, data.train, batch_size=8),
+        "saliency_maps": lambda model, data: xu.saliency_maps(model, data.train, batch_size=8),
         "sanity_check": lambda model, data: xu.sanity_check(model, data.train, batch_size=8),
     }.items(),
 )
 def test_too_little_memory_on_a_cpu_says_which_batch_to_try(name, use, data, monkeypatch):
-    monkeypatch.setattr(maps, "randomised", lambda model, seed: model)
+    monkeypatch.setattr(saliency, "randomised", lambda model, seed: model)
     model = Greedy().train()
     with pytest.raises(RuntimeError, match="^batch_size: 8 is too large .* try 4.$"):
         use(model, data)
@@ -1016,8 +1023,20 @@ def test_images_that_lie_on_the_device_give_the_same_run(data, monkeypatch):
     here = xu.fit(linear(), data, "here", epochs=2, batch_size=4, precision="fp32")
     assert len(takes) > 6
     takes.clear()
-    monkeypatch.setattr(training, "room_for_pixels", lambda device: 10**9)
+    monkeypatch.setattr(memory, "room_for_pixels", lambda device: 10**9)
     there = xu.fit(linear(), data, "there", epochs=2, batch_size=4, precision="fp32")
     assert sorted(takes) == sorted([len(data.train), len(data.val)]), "each image is brought once"
     measured = ["seconds", "images_per_second"]
     assert there.history.drop(columns=measured).equals(here.history.drop(columns=measured))
+
+
+def test_a_run_of_a_network_of_ones_own_is_loaded_with_it(data):
+    class Small(nn.Sequential):
+        pass
+
+    own = Small(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    own.input_mean, own.input_std = [0.5] * 3, [0.5] * 3
+    run = fit(own, data, "own", epochs=1)
+    with pytest.raises(ValueError, match="model: 'own' is of a network of your own, Small: pass it"):
+        xu.load_run("own")
+    assert same_weights(xu.load_run("own", own).model, run.model)

@@ -11,7 +11,8 @@ from sklearn import metrics as sk
 from test_evaluation import make_predictions
 
 import xray_utils as xu
-from xray_utils.evaluation import _auc, numbers_of, reliability
+from xray_utils.lab.calibration import reliability
+from xray_utils.metrics import _auc, numbers_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "reliability"))
 import bootstrap
@@ -94,10 +95,10 @@ def test_few_resamples_and_one_group_give_no_interval():
     table = make_predictions(n=60)
     assert xu.compute_metrics(table, resamples=1)["accuracy_interval"] is None
     assert xu.compare_two(table, table, resamples=1)["difference_interval"] is None
-    means = xu.mean_with_groups(pd.DataFrame({"x": [0.2, 0.6]}), ["a", "a"])
+    means = xu.grouped_mean(pd.DataFrame({"x": [0.2, 0.6]}), ["a", "a"])
     assert means["x_interval"] is None and xu.with_interval(means, "x") == "0.400 (no interval)"
-    judged = xu.judge({"metadata only": table.assign(group="a"), "only the border": table.assign(group="a")})
-    assert judged.low.isna().all() and xu.verdict(judged).startswith("No shortcut found")
+    judged = xu.shortcut_table({"metadata only": table.assign(group="a"), "only the border": table.assign(group="a")})
+    assert judged.low.isna().all() and xu.verdict(judged).startswith("NO SHORTCUT FOUND")
 
 
 def test_one_group_gives_no_interval():

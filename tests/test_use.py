@@ -18,11 +18,13 @@ import torch
 from jupyter_client.manager import start_new_kernel
 from matplotlib.text import Text
 from PIL import Image
+from safetensors.torch import save
 from test_arguments import HISTORY, PREDICTIONS, make_images
 
 import xray_utils as xu
-from xray_utils import training, use
-from xray_utils.evaluation import PROBABILITIES
+from xray_utils._support import runs
+from xray_utils.constants import PROBABILITIES
+from xray_utils.lab import use
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -54,8 +56,8 @@ def run_of(model, prepared, folder, name="mine_grouped"):
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
-    config = training._config(model, prepared.data, name, {"epochs": 2})
-    run = training.Run(name, folder / name, model.eval(), HISTORY, config)
+    config = runs._config(model, prepared.data, name, {"epochs": 2})
+    run = runs.Run(name, folder / name, model.eval(), HISTORY, config)
     run.folder.mkdir(parents=True)
     return run
 
@@ -102,7 +104,7 @@ def test_the_map_is_that_of_the_network_and_the_image(run, prepared):
     ((model, images, pixels),) = seen
     assert model is run.model and images == 1 and np.array_equal(pixels, answer.pixels)
     assert answer.where.shape == (224, 224)
-    shown = xu.plot_answer(answer)
+    shown = xu.plot_classification(answer)
     assert len(shown.axes) == 3 and len(shown.axes[1].images) == 2
     texts = [text.get_text() for text in shown.findobj(matplotlib.text.Text)]
     assert answer.warning in texts and f"{answer.probabilities['covid']:.3f}" in texts
@@ -111,13 +113,13 @@ def test_the_map_is_that_of_the_network_and_the_image(run, prepared):
 def test_unless_told_otherwise_the_map_is_that_of_where_it_looks(run, prepared):
     split = prepared.data.test
     answer = xu.classify(prepared.folder / split.rows.file[0], run)
-    np.testing.assert_allclose(answer.where, xu.where_it_looks(run.model, split)[0], atol=1e-4)
+    np.testing.assert_allclose(answer.where, xu.saliency_maps(run.model, split)[0], atol=1e-4)
 
 
 def test_an_image_of_the_sample_is_shown_with_its_credit(run):
     sample = xu.find_images(xu.data_dir())
     file = Path(sample.attrs["root"]) / sample.file[0]
-    figure = xu.plot_answer(xu.classify(file, run))
+    figure = xu.plot_classification(xu.classify(file, run))
     assert any("Hannover Medical School, CC BY 3.0" in text.get_text() for text in figure.findobj(Text))
 
 
@@ -126,7 +128,7 @@ def test_the_run_may_be_named(run, prepared):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(run.config))
     HISTORY.to_csv(folder / "history.csv", index=False)
-    (folder / "best.safetensors").write_bytes(training.save(run.model.state_dict()))
+    (folder / "best.safetensors").write_bytes(save(run.model.state_dict()))
     image = prepared.folder / "virus" / "2.png"
     wanted = xu.classify(image, run).probabilities
     for name in ("named", folder, str(folder), xu.load_run("named")):
@@ -298,8 +300,10 @@ def test_what_is_no_export_is_not_replaced(run, tmp_path):
 def test_an_answer_of_a_network_that_saw_the_sample_alone_says_so():
     probabilities = pd.Series({"covid": 0.9, "normal": 0.05, "virus": 0.05})
     answers = [
-        use.Answer(probabilities, np.zeros((8, 8, 3), np.uint8), None, run)
+        use.Classification(probabilities, np.zeros((8, 8, 3), np.uint8), None, run)
         for run in ("vit_grouped", "vit_grouped_sample")
     ]
     assert ["a sample of 228 X-rays" in str(answer) for answer in answers] == [False, True]
-    assert "a sample of 228 X-rays" in " ".join(text.get_text() for text in xu.plot_answer(answers[1]).findobj(Text))
+    assert "a sample of 228 X-rays" in " ".join(
+        text.get_text() for text in xu.plot_classification(answers[1]).findobj(Text)
+    )

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .data import CLASSES, check_flag, check_kind, check_whole, repository_dir
+from ._support.checks import check_flag, check_kind, check_whole
+from ._support.paths import repository_dir
+from .constants import CLASSES
 
 IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF_STATISTICS = ([0.5] * 3, [0.5] * 3)  # pixels to -1..1
@@ -53,7 +55,7 @@ def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **o
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-def baseline_cnn(num_classes=3, seed=0):
+def baseline_cnn(num_classes: int = 3, seed: int = 0) -> torch.nn.Module:
     """The small CNN of the original project: two conv blocks, 8 and 16 filters; 1,491 parameters for 3 classes."""
     check_whole("num_classes", num_classes, 2)
     check_whole("seed", seed)
@@ -69,7 +71,7 @@ def baseline_cnn(num_classes=3, seed=0):
     return _finish(model, {"network": "baseline_cnn", "num_classes": num_classes}, HALF_STATISTICS)
 
 
-def resnet18(weights=None, num_classes=3, seed=0):
+def resnet18(weights: str | None = None, num_classes: int = 3, seed: int = 0) -> torch.nn.Module:
     """torchvision's ResNet18 (He et al. 2016, arXiv:1512.03385); 11,178,051 parameters for 3 classes.
 
     weights: None for random ones, "imagenet" for torchvision's (downloaded, hash checked), or a local file
@@ -131,7 +133,7 @@ def load_weights(path):
     return state
 
 
-def vit_weights(is_sample=False):
+def vit_weights(is_sample: bool = False) -> str:
     """The pretrained weights that the notebooks start from, for `vit`.
 
     `XRAY_VIT_WEIGHTS` if it is set; else `data/vit_tiny` for the bundled sample, and `VIT_NAME` for other images.
@@ -142,7 +144,9 @@ def vit_weights(is_sample=False):
     )
 
 
-def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0, pretrained=True):
+def vit(
+    weights: str | None = VIT_NAME, num_classes: int = 3, freeze: bool = False, seed: int = 0, pretrained: bool = True
+) -> torch.nn.Module:
     """A Hugging Face Vision Transformer with a new linear head (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
     weights: a local folder with config.json and model.safetensors, a name on the Hub with the commit to take (as in
@@ -231,6 +235,9 @@ def vit(weights=VIT_NAME, num_classes=3, freeze=False, seed=0, pretrained=True):
     return _finish(model.float(), spec, statistics)
 
 
+NETWORKS = ("baseline_cnn", "resnet18", "vit")  # those of the course, which `build` knows
+
+
 def build(spec, input_mean, input_std):
     """A network from the `spec` of another (as in a run's config.json), with random weights."""
     if spec["network"] == "vit":
@@ -261,7 +268,7 @@ def check_model(model, use=False):
         )
 
 
-def count_parameters(model, trainable=False):
+def count_parameters(model: torch.nn.Module, trainable: bool = False) -> int:
     """Number of parameters, or of those that are trained."""
     check_model(model)
     check_flag("trainable", trainable)

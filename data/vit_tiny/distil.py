@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 import xray_utils as xu
-from xray_utils.data import Split
-from xray_utils.training import memory_kept
+from xray_utils._support.memory import memory_kept
+from xray_utils.prepared import Split
 
 HERE = Path(__file__).resolve().parent
 CONFIG = dict(image_size=112, patch_size=14, hidden_size=128, num_hidden_layers=5, num_attention_heads=4)

@@ -28,6 +28,7 @@ import preparing  # noqa: E402
 import torch  # noqa: E402
 
 import xray_utils as xu  # noqa: E402
+from xray_utils._support.device import choose_precision  # noqa: E402
 
 TWO = ("fp32", "bf16")
 FIELD = [("ours", c.ours, TWO), ("bound", c.bound, TWO),
@@ -79,7 +80,7 @@ def network(part, rounds, limit):
         course = c.Course(c.folders(data, Path(folder) / "files"), data, make, lr)
         print(f"{course.operations / 1e12:.1f} trillion operations an epoch")  # counted before the clock starts
         seconds = measure(course, field, rounds)
-    default = xu.training.choose_precision()
+    default = choose_precision()
     images = len(data.train)
     rows = {}
     for name, times in seconds.items():

@@ -22,8 +22,10 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import xray_utils as xu
+from xray_utils._support.memory import channels_first_for_few, memory_kept
+from xray_utils.batches import to_input
 from xray_utils.models import logits_of
-from xray_utils.training import channels_first_for_few, memory_kept, to_input
+from xray_utils.prepared import PreparedData
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
@@ -38,7 +40,7 @@ class Course:
     """What all contestants share: `folder` has train/<class> and val/<class>, `data` the same images prepared."""
 
     folder: Path
-    data: xu.data.PreparedData
+    data: PreparedData
     make: object  # the network, anew
     lr: float
     batch_size: int = 32

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 import xray_utils as xu
+from xray_utils._support import decode
 
 LONG_SIDE = 1500  # pixels, as the files of public sets have them
 MANY = (5_000, 100_000)
@@ -91,7 +92,7 @@ def exactness(root, images):
     off = []
     for file in images.file:
         whole = xu.resize(xu.read_image(root / file)).astype(int)
-        off.append(np.abs(xu.resize(xu.data._decode(root / file, 448)[0]).astype(int) - whole))
+        off.append(np.abs(xu.resize(decode._decode(root / file, 448)[0]).astype(int) - whole))
     off = np.array(off)
     return {"mean": float(off.mean()), "99.9 %": float(np.quantile(off, 0.999)), "greatest": int(off.max())}
 

@@ -21,7 +21,8 @@ from intervals import called_covid, over_seeds  # noqa: E402
 from trainings import SEEDS, other_hospitals, sample, train  # noqa: E402
 
 import xray_utils as xu  # noqa: E402
-from xray_utils.data import whole_file  # noqa: E402
+from xray_utils._support.device import choose_precision  # noqa: E402
+from xray_utils._support.files import whole_file  # noqa: E402
 
 CAREFUL = dict(optimizer="adamw", weight_decay=0.05, schedule="cosine", warmup=0.1, augment=True)
 BASELINE = dict(lr=3e-3, batch_size=8, epochs=15)
@@ -90,7 +91,7 @@ def differences():
 def shortcuts():
     """Balanced accuracy without the lungs; each seed deals the folds anew."""
     with contextlib.redirect_stdout(io.StringIO()):
-        tables = {seed: xu.try_to_break(sample("grouped", 0, False), seed) for seed in SEEDS}
+        tables = {seed: xu.shortcut_baselines(sample("grouped", 0, False), seed) for seed in SEEDS}
     return {name: over_seeds({s: t[name] for s, t in tables.items()}, "balanced_accuracy") for name in tables[0]}
 
 
@@ -99,7 +100,7 @@ def external():
     found = {}
     for name in WANTED:
         sides = {side: answers_of(name, side) for side in ("test", "external")}
-        two = {side: {s: xu.against_normal(t, None) for s, t in tables.items()} for side, tables in sides.items()}
+        two = {side: {s: xu.covid_vs_normal(t, None) for s, t in tables.items()} for side, tables in sides.items()}
         normal = {s: t[t.label.eq("normal")] for s, t in sides["external"].items()}
         found[name] = {
             "internal AUC": over_seeds(two["test"], "auc_covid"),
@@ -175,7 +176,7 @@ def page(result):
 def main(folder=ROOT / "results"):
     """All parts, then both files, each whole or not at all."""
     result = {"command": "python tests/lessons", "torch": torch.__version__, "seeds": len(SEEDS)}
-    result["precision"] = xu.training.choose_precision()
+    result["precision"] = choose_precision()
     for part in (accuracies, differences, shortcuts, external, controls):
         result[{"accuracies": "accuracy"}.get(part.__name__, part.__name__)] = part()
     with whole_file(folder / "sample.json") as path:

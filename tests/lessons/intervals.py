@@ -9,7 +9,7 @@ as in `xu.compute_metrics` (Wilson's, for a share or an area) and `xu.compare_tw
 import numpy as np
 import pandas as pd
 
-from xray_utils.evaluation import _difference_interval, _draws, _statistics, _wilson
+from xray_utils.metrics import _difference_interval, _draws, _statistics, _wilson
 
 
 def called_covid(table, weights):

@@ -11,8 +11,9 @@ from functools import cache
 import pandas as pd
 
 import xray_utils as xu
-from xray_utils.data import whole_file
-from xray_utils.training import _config, choose_precision
+from xray_utils._support.device import choose_precision
+from xray_utils._support.files import whole_file
+from xray_utils._support.runs import _config
 
 SEEDS = range(5)  # of the split, the first weights and the order of the images
 SIDES = ("train", "val", "test")

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from xray_utils.data import CLASSES
-from xray_utils.evaluation import PROBABILITIES, _draws, _groups, _middle, _statistics, compare_two, numbers_of
+from xray_utils.constants import CLASSES, PROBABILITIES
+from xray_utils.metrics import _draws, _groups, _middle, _statistics, compare_two, numbers_of
 
 SETS = [  # images, accuracy, images of a patient: from the easiest for an interval to what the course has
     (360, 0.85, 2),

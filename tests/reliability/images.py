@@ -1,7 +1,6 @@
 """Thousands of mutated image files through the audit: no crash, no hang, no memory filled, no flood of warnings."""
 
 import faulthandler
-import importlib.util
 import io
 import json
 import os
@@ -138,10 +137,10 @@ def read_all(first, last, seed, folder):
     """Audit, read and resize the files `first` to `last`; a line each in log.jsonl as soon as it is done."""
     import resource
 
-    spec = importlib.util.spec_from_file_location("data", ROOT / "xray_utils" / "data.py")  # without torch
-    data = importlib.util.module_from_spec(spec)
-    sys.modules["data"] = data
-    spec.loader.exec_module(data)
+    sys.path.insert(0, str(ROOT))
+    from xray_utils import audit, images  # without torch
+    from xray_utils._support.files import _in_threads
+
     resource.setrlimit(resource.RLIMIT_AS, (FENCE, FENCE))
     whole = originals()
     shown = []
@@ -156,10 +155,10 @@ def read_all(first, last, seed, folder):
             faulthandler.dump_traceback_later(HANGS, exit=True)
             row, clock = {"number": number}, [(time.perf_counter(), time.process_time())]
             try:
-                row["problem"] = data._in_threads(data._audit_one, [path], "audit")[0][0]["problem"]
+                row["problem"] = _in_threads(audit._audit_one, [path], "audit")[0][0]["problem"]
                 clock.append((time.perf_counter(), time.process_time()))
                 if not row["problem"]:
-                    pixels = data.resize(data.read_image(path))
+                    pixels = images.resize(images.read_image(path))
                     assert pixels.shape == (224, 224, 3) and pixels.dtype == np.uint8, pixels.shape
             except BaseException:
                 row["crash"] = traceback.format_exc()

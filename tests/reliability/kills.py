@@ -59,9 +59,10 @@ def run(kills=60, seed=0, epochs=3):
 
 def watch(send, aim):
     """Let `fit` say where it is: E an epoch starts, W its checkpoint is written, S it is there; stop at `aim`."""
-    from xray_utils import training
 
-    set_seed, whole_file = training.set_seed, training.whole_file
+    from xray_utils._support import runs, session
+
+    set_seed, whole_file = session.set_seed, session.whole_file
 
     def stop_at(path, stage):
         if aim == (path.name, stage):
@@ -87,7 +88,7 @@ def watch(send, aim):
             send(b"S")
         stop_at(path, "after")
 
-    training.set_seed, training.whole_file = seeded, watched
+    session.set_seed, session.whole_file, runs.whole_file = seeded, watched, watched
 
 
 def live(act, aim=None, delay=None, after=b"G"):

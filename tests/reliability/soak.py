@@ -24,7 +24,7 @@ def many_fits(fits):
     import torch
 
     import xray_utils as xu
-    from xray_utils.data import PreparedData, Split
+    from xray_utils.prepared import PreparedData, Split
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

@@ -1,9 +1,10 @@
-"""Use what was trained: ask a network about an X-ray of your own, and take it elsewhere."""
+"""Use a trained network: classify an X-ray of your own, export the network."""
 
 import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,31 +16,24 @@ from IPython.display import display
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
-from .data import (
-    CLASSES,
-    MAX_PIXELS,
-    Split,
-    _folder_beside,
-    _to_rgb,
-    _writing_to,
-    check_path,
-    credit_line,
-    find_images,
-    outputs_dir,
-    read_image,
-    repository_dir,
-    resize,
-)
-from .evaluation import PROBABILITIES, metrics_table
-from .maps import where_it_looks
-from .plotting import plot_answer
-from .training import Run, load_run, predict
+from .._support.checks import check_path
+from .._support.decode import MAX_PIXELS, _to_rgb
+from .._support.files import _folder_beside, _writing_to
+from .._support.paths import outputs_dir, repository_dir
+from .._support.runs import Run, load_run
+from ..comparison import metrics_table
+from ..constants import CLASSES, PROBABILITIES
+from ..images import credit_line, find_images, read_image, resize
+from ..prepared import Split
+from ..training import predict
+from .figures import plot_classification
+from .saliency import saliency_maps
 
 EXPORTED = ("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "baseline_cnn.py")
 
 
 @dataclass
-class Answer:
+class Classification:
     """What a network says of one X-ray.
 
     probabilities: by class. pixels: what it saw, uint8 [H, W, 3]. where: how much each pixel counted, float [H, W] in
@@ -55,9 +49,7 @@ class Answer:
     @property
     def warning(self):
         """That it is no diagnosis, and that it was trained on the small bundled sample, where it was."""
-        said = (
-            "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any picture."
-        )
+        said = "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any image."
         return said + (" It was trained on a sample of 228 X-rays." if OF_SAMPLE.search(self.run) else "")
 
     def __str__(self):
@@ -65,8 +57,10 @@ class Answer:
         return f"{self.run}: {', '.join(f'{name} {p:.3f}' for name, p in order.items())}\n{self.warning}"
 
 
-def classify(image, run, look=where_it_looks):
-    """What the network of `run` says of one X-ray, an `Answer`; it is printed with the warning that it is no diagnosis.
+def classify(
+    image: str | Path | bytes | Image.Image, run: Run | str | Path, look: Callable | None = saliency_maps
+) -> Classification:
+    """What the network of `run` says of one X-ray, a `Classification`, printed with a warning: no diagnosis.
 
     image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
     folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
@@ -84,14 +78,14 @@ def classify(image, run, look=where_it_looks):
     if isinstance(image, (str, os.PathLike)) and sample in Path(image).expanduser().resolve().parents:
         rows = find_images(sample)
         credit = credit_line(rows[rows.file.eq(Path(image).expanduser().resolve().relative_to(sample).as_posix())])
-    answer = Answer(probabilities, pixels, look(run.model, side)[0] if look else None, run.name, credit)
+    answer = Classification(probabilities, pixels, look(run.model, side)[0] if look else None, run.name, credit)
     print(answer)
     return answer
 
 
 def _check_look(look):
     if look is not None and not callable(look):
-        raise ValueError(f"look: {look!r} must be None or a function of a network and a side, such as where_it_looks.")
+        raise ValueError(f"look: {look!r} must be None or a function of a network and a side, such as saliency_maps.")
 
 
 def _run_of(run):
@@ -120,15 +114,12 @@ def _rgb_of(image):
     return read_image(path)
 
 
-# ---------------------------------------------------------------- a form
-
-
 def _has_reader():
     """Whether somebody could answer a question: nbconvert, papermill and nbval run cells without."""
     return getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False)
 
 
-def image_form(run, files=(), look=where_it_looks):
+def image_form(run: Run | str | Path, files: list = (), look: Callable | None = saliency_maps) -> None:
     """Show a form to pick one of `files` (paths) or to upload an X-ray, and below it what `classify` says.
 
     Without a reader who could use it (nbconvert, papermill, tests), or without ipywidgets, it says so and shows none.
@@ -153,7 +144,7 @@ def image_form(run, files=(), look=where_it_looks):
         answers.clear_output(wait=True)
         with answers:
             try:
-                display(plot_answer(classify(image, run, look)))
+                display(plot_classification(classify(image, run, look)))
             except (OSError, ValueError) as error:
                 print(error)
 
@@ -166,8 +157,6 @@ def image_form(run, files=(), look=where_it_looks):
     pick.observe(lambda change: change["new"] is None or show(change["new"]), "value")
     display(widgets.VBox([widgets.HBox([upload, pick]), answers]))
 
-
-# ---------------------------------------------------------------- export
 
 OF_SAMPLE = re.compile(r"_sample(-\d+)?$")  # the end of the name of a run on the sample
 # Three lines for each, but for imports; tests run them as they stand.
@@ -210,7 +199,7 @@ tags: [chest-x-ray, education, not-for-clinical-use]
 # {name}
 
 **Not for clinical use.** This network is the exercise of a course. What it says is no diagnosis, and nothing here
-tells how it does in another hospital. It answers to any picture, with one of: {classes}.
+tells how it does in another hospital. It answers to any image, with one of: {classes}.
 
 Network `{network}`, {parameters:,} parameters, trained on {train:,} images (protocol `{protocol}`).
 {warning}
@@ -230,11 +219,11 @@ that form first, and resizes with Pillow: on large images its probabilities diff
 ## Limits
 
 In public sets like the course's the classes come from different hospitals and ages: the source predicts the class, and
-a high accuracy at home says little about disease. Settings of the training: `{settings}`
+a high accuracy internal says little about disease. Settings of the training: `{settings}`
 """
 
 
-def export_model(run, folder=None):
+def export_model(run: Run, folder: str | Path | None = None) -> Path:
     """Write the network of `run` as a folder in the style of Hugging Face, whole or not at all, and return its path.
 
     model.safetensors, config.json, preprocessor_config.json, and README.md: a model card with the metrics of the run

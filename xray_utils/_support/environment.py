@@ -17,7 +17,8 @@ try:
 except ImportError:  # it is on the list itself
     from pip._vendor.packaging.requirements import Requirement
 
-LIST = Path(__file__).resolve().parents[1] / "requirements.txt"
+
+LIST = Path(__file__).resolve().parents[2] / "requirements.txt"
 KEPT = ("torch", "torchvision")  # made for the machine by those who run it
 
 

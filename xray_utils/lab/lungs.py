@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import save
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional as F
 
-from .data import progress, whole_file
-from .models import load_weights
+from .._support.checks import check_number
+from .._support.files import progress, whole_file
+from ..models import load_weights
 from .phantoms import LABELS, _anatomy, _disease, _edge
 
 WEIGHTS = Path(__file__).with_name("lungs.safetensors")
@@ -26,9 +28,9 @@ TRUSTED = 0.9  # the least score of a trusted estimate
 
 
 class LungNet(nn.Module):
-    """Standardised grey pictures [B, 1, 64, 64] to logits of lung [B, 64, 64]; 105,956 parameters.
+    """Standardised grey images [B, 1, 64, 64] to logits of lung [B, 64, 64]; 105,956 parameters.
 
-    A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose first step halves the picture, which makes it fast.
+    A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose first step halves the image, which makes it fast.
     """
 
     def __init__(self, widths=(16, 24, 32, 48)):
@@ -75,21 +77,21 @@ class LungFields(NamedTuple):
 
 
 def check_pixels(pixels):
-    """Raise ValueError for anything but pictures, uint8 [B, H, W, 3]."""
+    """Raise ValueError for anything but images, uint8 [B, H, W, 3]."""
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         what = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise ValueError(f"pixels: {what} must be uint8 [B, H, W, 3], such as data.test.take([0, 1]).")
     if 0 in pixels.shape:
-        raise ValueError(f"pixels: there is no picture in uint8 {pixels.shape}; give at least one, uint8 [B, H, W, 3].")
+        raise ValueError(f"pixels: there is no image in uint8 {pixels.shape}; give at least one, uint8 [B, H, W, 3].")
 
 
 @torch.no_grad()
-def lung_fields(pixels):
+def lung_fields(pixels: np.ndarray) -> LungFields:
     """An estimate of the lung fields of uint8 pixels [B, H, W, 3], heart and mediastinum left out, as `LungFields`.
 
     masks: bool [B, H, W]. score: the Dice that the network itself expects, in 0..1. trusted: the score is at least
-    `TRUSTED`, and there are two lungs, one in each half of the picture. results/README.md says how good it is; on
-    pictures that are no frontal chest X-rays it means nothing. Raises ValueError for anything but such pixels.
+    `TRUSTED`, and there are two lungs, one in each half of the image. results/README.md says how good it is; on
+    images that are no frontal chest X-rays it means nothing. Raises ValueError for anything but such pixels.
     """
     check_pixels(pixels)
     network, parts = _network(), []
@@ -97,9 +99,7 @@ def lung_fields(pixels):
         grey = torch.from_numpy(pixels[start : start + 64]).float().mean(dim=3)[:, None]
         small = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", antialias=True)
         x = _standardised(small / 255)
-        lung = (
-            network(x).sigmoid() + network(x.flip(-1)).sigmoid().flip(-1)
-        ) / 2  # of the picture and its mirror image
+        lung = (network(x).sigmoid() + network(x.flip(-1)).sigmoid().flip(-1)) / 2  # of the image and its mirror image
         lung = F.interpolate(lung[:, None], size=pixels.shape[1:3], mode="bilinear")[:, 0]
         parts += [_two_lungs(one) for one in lung.numpy()]
     masks, score, paired = (np.array(part) for part in zip(*parts, strict=True))
@@ -116,9 +116,6 @@ def _two_lungs(lung):
     middle = [ndimage.center_of_mass(parts == i)[1] / lung.shape[1] for i in largest]
     large = len(largest) == 2 and sizes[largest - 1].min() >= 0.03 * lung.size
     return mask, float(score), bool(large and min(middle) < 0.5 < max(middle))
-
-
-# ---------------------------------------------------------------- what it learned from
 
 
 def _bumps(rng, size, cells):
@@ -188,10 +185,10 @@ def draw_varied(seed, size=SIZE):
 
 
 def develop_varied(shadow, lung, generator):
-    """Shadows and masks [B, S, S] to random pictures, standardised, and their masks, both float [B, S, S]."""
+    """Shadows and masks [B, S, S] to random images, standardised, and their masks, both float [B, S, S]."""
     count, size, x = len(shadow), shadow.shape[-1], shadow
 
-    def draw(low, high, share=1.0):  # a number for each picture, 0 for those that chance leaves out
+    def draw(low, high, share=1.0):  # a number for each image, 0 for those that chance leaves out
         number, chance = torch.rand(2, count, 1, 1, generator=generator)
         return (low + (high - low) * number) * (chance < share)
 
@@ -225,7 +222,7 @@ def develop_varied(shadow, lung, generator):
     x = x + draw(0, 0.05) * torch.randn(count, size, size, generator=generator)
     x = torch.where(draw(1, 1, 0.04) > 0, 1 - x, x)
 
-    # Bars: the picture squeezed into a part of the frame; half of them mirrored.
+    # Bars: the image squeezed into a part of the frame; half of them mirrored.
     some = draw(1, 1, 0.35)
     before, after, above, below = (draw(-0.1, 0.16).clamp(min=0) * some for _ in range(4))
     u, v = 2 * (across - before) / (1 - before - after) - 1, 2 * (down - above) / (1 - above - below) - 1
@@ -273,3 +270,40 @@ def save_weights(network, path=WEIGHTS):
 if __name__ == "__main__":
     save_weights(train())
     print(WEIGHTS)
+
+
+def equalise(pixels: np.ndarray) -> np.ndarray:
+    """Standardised intensity: grey, and every grey level about as frequent as any other. uint8 [B, H, W, 3].
+
+    (Histogram equalisation of the whole image, Pizer et al. 1987.) For `change_data`. Raises ValueError for
+    anything but such pixels.
+    """
+    check_pixels(pixels)
+    flat = [ImageOps.equalize(Image.fromarray(one).convert("L")).convert("RGB") for one in pixels]
+    return np.stack([np.asarray(one) for one in flat])
+
+
+def crop_lungs(pixels: np.ndarray, margin: float = 0.05) -> np.ndarray:
+    """The box around the lung fields, stretched to the full image: little of border, marks, shoulders is left.
+
+    pixels: uint8 [B, H, W, 3], and so is what comes back. margin: kept around the lungs, a share of the width of the
+    image. Estimates that are not trusted count too; where `lung_fields` finds no lung the image stays as it is.
+    For `change_data`. Raises ValueError for anything but such pixels, or a bad margin.
+    """
+    check_number("margin", margin, lambda m: 0 <= m <= 1, "a share of the width, from 0 to 1")
+    masks, (height, width), out = lung_fields(pixels).masks, pixels.shape[1:3], []
+    for one, mask in zip(pixels, masks, strict=True):
+        box = (0, 0, width, height)
+        if mask.any():
+            (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
+            space = margin * width
+            box = (left - space, top - space, right + 1 + space, bottom + 1 + space)
+            box = tuple(np.clip(box, 0, [width, height] * 2).tolist())
+        resample = Image.Resampling.BILINEAR
+        out.append(np.asarray(Image.fromarray(one).resize((width, height), resample, box=box)))
+    return np.stack(out)
+
+
+def lung_box(pixels: np.ndarray) -> np.ndarray:
+    """The box of the lungs in standardised intensity: `crop_lungs`, then `equalise`. For `change_data`."""
+    return equalise(crop_lungs(pixels))

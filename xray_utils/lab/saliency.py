@@ -6,9 +6,13 @@ import scipy
 import torch
 from torch.nn import functional as F
 
-from .data import CLASSES, check_whole
-from .models import build, logits_of
-from .training import batches, check_use, memory_for, predict, to_input
+from .._support.checks import check_whole
+from .._support.memory import memory_for
+from ..batches import batches, to_input
+from ..constants import CLASSES
+from ..models import build, logits_of
+from ..prepared import Split
+from ..training import check_use, predict
 
 LAST_CONV = {"baseline_cnn": "7", "resnet18": "layer4"}  # the stage before the pooling: 56 x 56, 7 x 7 of 224 x 224
 
@@ -32,7 +36,9 @@ def _to_image(maps, size):
     return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
 
 
-def grad_cam(model, split, target=None, layer=None, batch_size=32):
+def grad_cam(
+    model: torch.nn.Module, split: Split, target: str | None = None, layer: str | None = None, batch_size: int = 32
+) -> np.ndarray:
     """What speaks for a class in the last convolutions of a CNN, float32 [B, H, W] in 0..1 (Selvaraju et al. 2017).
 
     target: None for the class that is predicted, the name of one, or a list with one an image (arXiv:1610.02391).
@@ -68,7 +74,7 @@ def grad_cam(model, split, target=None, layer=None, batch_size=32):
 
 
 @torch.no_grad()
-def attention_rollout(model, split, batch_size=16):
+def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16) -> np.ndarray:
     """What reaches the class token of a ViT through all layers, float32 [B, H, W] in 0..1 (Abnar & Zuidema 2020).
 
     Attention of the heads averaged, half of it the skip connection, multiplied layer by layer (arXiv:2005.00928). It
@@ -98,7 +104,7 @@ def attention_rollout(model, split, batch_size=16):
     return np.concatenate(maps)
 
 
-def where_it_looks(model, split, target=None, batch_size=16):
+def saliency_maps(model: torch.nn.Module, split: Split, target: str | None = None, batch_size: int = 16) -> np.ndarray:
     """The map of each image, float32 [B, H, W] in 0..1: `grad_cam` of a CNN, `attention_rollout` of a ViT.
 
     target: see `grad_cam`. Raises ValueError for a target with a ViT, whose rollout knows no class.
@@ -110,18 +116,15 @@ def where_it_looks(model, split, target=None, batch_size=16):
     return attention_rollout(model, split, batch_size)
 
 
-# ---------------------------------------------------------------- in the lungs?
-
-
-def share_in_lungs(maps, masks):
+def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     """How much of each map [B, H, W] lies inside the mask, and what a uniform map would have there: a row an image.
 
-    Columns `share` (of the map's mass; not a number where the map is all 0), `area` (of the picture) and their
+    Columns `share` (of the map's mass; not a number where the map is all 0), `area` (of the image) and their
     `difference`. Raises ValueError where maps and masks do not fit together.
     """
     maps, masks = np.asarray(maps), np.asarray(masks)
     if maps.ndim != 3 or maps.shape[0] == 0 or not np.isfinite(maps).all() or maps.min() < 0:
-        raise ValueError(f"maps: {maps.dtype} {maps.shape} must be [B, H, W] of numbers from 0 on; see where_it_looks.")
+        raise ValueError(f"maps: {maps.dtype} {maps.shape} must be [B, H, W] of numbers from 0 on; see saliency_maps.")
     if masks.dtype != bool or masks.shape != maps.shape:
         raise ValueError(
             f"masks: {masks.dtype} {masks.shape} must be bool {maps.shape}, like the maps; see lung_fields."
@@ -131,9 +134,6 @@ def share_in_lungs(maps, masks):
         share = (maps * masks).sum(axis=(1, 2), dtype=float) / mass
     table = pd.DataFrame({"share": share, "area": masks.mean(axis=(1, 2))})
     return table.assign(difference=table.share - table.area)
-
-
-# ---------------------------------------------------------------- does the map depend on what was learned?
 
 
 def randomised(model, seed=0):
@@ -148,10 +148,10 @@ def randomised(model, seed=0):
     return other.to(device).eval()
 
 
-def sanity_check(model, split, seed=0, batch_size=16):
+def sanity_check(model: torch.nn.Module, split: Split, seed: int = 0, batch_size: int = 16) -> np.ndarray:
     """Rank correlation of each map with that of the same network with random weights, [B] (Adebayo et al. 2018).
 
-    A map that stays alike shows the picture or the architecture, and nothing that was learned (arXiv:1810.03292): near
+    A map that stays alike shows the image or the architecture, and nothing that was learned (arXiv:1810.03292): near
     0 is good, near 1 disqualifies the map. The class asked for is the one that the trained network predicts. Not a
     number where one of the two maps is the same everywhere. Raises ValueError for a network that is none of the course.
     """
@@ -162,7 +162,7 @@ def sanity_check(model, split, seed=0, batch_size=16):
     target = None if model.spec["network"] == "vit" else predict(model, split, batch_size).predicted.to_list()
     ranks = []
     for one in (model, randomised(model, seed)):
-        maps = where_it_looks(one, split, target, batch_size)
+        maps = saliency_maps(one, split, target, batch_size)
         ranks.append(scipy.stats.rankdata(maps.reshape(len(maps), -1), axis=1))
         ranks[-1] -= ranks[-1].mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):

@@ -18,12 +18,10 @@ from PIL import Image
 from scipy import ndimage
 
 LABELS = ("covid", "normal", "virus")
-
 LETTERS = {  # the side marker, 5x7 dots
     "L": "10000 10000 10000 10000 10000 10000 11111",
     "R": "11110 10001 10001 11110 10100 10010 10001",
 }
-
 # What the 40 images of a class are saved as: (mode, extension, how many). The same for every class.
 SPECS = (
     [("L", ".png", 7), ("L", ".jpg", 6), ("L", ".jpeg", 2), ("L", ".jfif", 1), ("RGB", ".png", 2)]

@@ -5,12 +5,13 @@ import re
 from itertools import groupby
 
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import fx, nn
 
-from .data import check_kind, check_size
-from .models import check_model, count_parameters
-from .plotting import OTHER_COLOURS, _figure
+from .._support.checks import check_kind, check_size
+from .._support.style import OTHER_COLOURS, _figure
+from ..models import check_model, count_parameters
 
 INK, SKIP, SUM, PALE = OTHER_COLOURS[0], OTHER_COLOURS[2], "#FFFFFF", "#E8E8E8"
 
@@ -63,10 +64,10 @@ def _short(number):
     return str(number)
 
 
-def plot_network(model, size=224):
+def plot_network(model: torch.nn.Module, size: int = 224) -> Figure:
     """A network from left to right: the shape that leaves each part, and where its parameters are.
 
-    Parts are the modules that a picture [1, 3, size, size] really passes; equal ones in a row are drawn once. The
+    Parts are the modules that an image [1, 3, size, size] really passes; equal ones in a row are drawn once. The
     height of a box stands for the resolution (for a vector: 1; for patches: their number along a side), its width for
     the channels. Raises ValueError for anything but a network.
     """
@@ -78,7 +79,7 @@ def plot_network(model, size=224):
     try:
         stages = _stages(model, torch.zeros(1, 3, size, size, device=device))
     except RuntimeError as error:
-        raise ValueError(f"model: a picture [1, 3, {size}, {size}] cannot pass it ({str(error)[:200]}).") from error
+        raise ValueError(f"model: an image [1, 3, {size}, {size}] cannot pass it ({str(error)[:200]}).") from error
     for (kind, shape, each), run in groupby(stages, key=key):
         run = list(run)
         named = len(run) == 1 and not run[0][0].isdigit()
@@ -148,7 +149,7 @@ def _paths(block):
     return change, skip, steps[steps.index(sums[0]) + 1 :]
 
 
-def plot_residual_block(block):
+def plot_residual_block(block: torch.nn.Module) -> Figure:
     """A residual block (He et al. 2016), followed step by step: its changes, the skip, and the sum of both.
 
     Raises ValueError for a module whose steps cannot be followed, or that does not add two paths.

@@ -6,34 +6,27 @@ image of its patient. What is left in another hospital: `load_external`.
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 from threadpoolctl import threadpool_limits
 
-from .data import (
-    CLASSES,
-    SPLITS,
-    PreparedData,
-    Split,
-    _audited,
-    _root,
-    audit_images,
+from .._support.checks import (
     check_array,
     check_choice,
-    check_data,
     check_kind,
     check_number,
-    check_size,
-    check_split,
+    check_predictions,
     check_table,
+    check_tables,
     check_whole,
-    find_images,
-    read_image,
-    resize,
 )
-from .evaluation import PROBABILITIES, check_predictions, check_tables, compare_two, compute_metrics
+from ..constants import CLASSES, PROBABILITIES, SPLITS
+from ..images import resize
+from ..metrics import compare_two, compute_metrics
+from ..prepared import PreparedData, Split, check_data, check_split
 from .lungs import lung_fields
 
 CENTRE = (0.12, 0.88)  # of the height and the width: the box that holds the lungs on most radiographs
@@ -76,8 +69,6 @@ CHANGES = {
     **{"grey": grey, "heavy blur": blur, "only the centre": hide_border, "only the border": hide_centre},
     **{"only the lungs": only_lungs, "without the lungs": hide_lungs},
 }
-
-
 ROOM = 2**28  # bytes of changed images that a split keeps in memory
 
 
@@ -107,7 +98,7 @@ class ChangedSplit(Split):
         return digest.hexdigest()
 
 
-def change_split(split, change):
+def change_split(split: Split, change: str | Callable) -> Split:
     """`split` with pixels changed by one of `CHANGES` (by name), or by a function of uint8 [B, H, W, 3].
 
     Raises ValueError for an unknown name.
@@ -120,18 +111,18 @@ def change_split(split, change):
     return changed
 
 
-def change_data(data, change):
+def change_data(data: PreparedData, change: str | Callable) -> PreparedData:
     """All three sides through `change_split`: to train on changed images too."""
     check_data(data)
     sides = {name: change_split(getattr(data, name), change) for name in SPLITS}
     return PreparedData(**sides, settings=data.settings, is_sample=data.is_sample)
 
 
-def plant_marker(split, shift=0, share=0.07):
-    """A copy of `split`, in memory, with a stamp in the upper left corner that goes with the class.
+def plant_marker(split: Split, shift: int = 0, share: float = 0.07) -> Split:
+    """A copy of `split`, in memory, with a marker in the upper left corner that goes with the class.
 
-    Stripes for covid, columns for normal, a chessboard for virus; `shift=1` gives each class the stamp of the next.
-    share: width of the stamp, of that of the picture.
+    Stripes for covid, columns for normal, a chessboard for virus; `shift=1` gives each class the marker of the next.
+    share: width of the marker, of that of the image.
     """
     check_split(split)
     check_whole("shift", shift)
@@ -139,15 +130,12 @@ def plant_marker(split, shift=0, share=0.07):
     pixels = split.take(np.arange(len(split)))
     width = max(4, round(share * pixels.shape[1]))
     y, x = np.indices((width, width)) // 2 % 2
-    stamps = np.stack([y, x, y ^ x]).astype(np.uint8)[..., None] * 255  # [classes, width, width, 1]
-    pixels[:, 2 : 2 + width, 2 : 2 + width] = stamps[(split.labels + shift) % len(CLASSES)]
+    markers = np.stack([y, x, y ^ x]).astype(np.uint8)[..., None] * 255  # [classes, width, width, 1]
+    pixels[:, 2 : 2 + width, 2 : 2 + width] = markers[(split.labels + shift) % len(CLASSES)]
     return Split(split.rows.assign(mirrored=False), pixels, np.arange(len(split)))
 
 
-# ---------------------------------------------------------------- without the lungs
-
-
-def guess(features, rows, seed=0, folds=5):
+def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, folds: int = 5) -> pd.DataFrame:
     """The answers of a logistic regression on `features` [images, d] to each image, as a predictions table.
 
     Cross-validated over groups: no image is answered by a model that has seen its patient. `rows` needs the columns
@@ -200,11 +188,11 @@ def all_images(data):
     return Split(rows.drop(columns=["position", "split"]), data.train.pixels, rows.position.to_numpy())
 
 
-def try_to_break(data, seed=0):
-    """Answers that no honest look at the lungs is needed for: `{"experiment": predictions}`, of every image of `data`.
+def shortcut_baselines(data: PreparedData, seed: int = 0) -> dict:
+    """Out-of-fold predictions for every image of `data`, made without looking at the lungs: `{"name": predictions}`.
 
-    Logistic regressions (`guess`) on the metadata of the files, on the border of the picture, on the whole picture
-    shrunk to 16 x 16 pixels, and on that with shuffled labels (each group keeps one: what luck gives).
+    Logistic regressions (`cross_validate`) on the metadata of the files, on the border of the image, on the whole image
+    shrunk to 16 x 16 pixels, and on that with shuffled labels (one label a group: chance).
     """
     check_whole("seed", seed)
     split = all_images(data)
@@ -213,130 +201,107 @@ def try_to_break(data, seed=0):
     one = rows.groupby("group").label.first()
     lottery = pd.Series(np.random.default_rng(seed).permutation(one), one.index)
     return {
-        "metadata only": guess(metadata_features(rows), rows, seed),
-        "only the border": guess(thumbnail_features(change_split(split, "only the border")), rows, seed),
-        "16 x 16 pixels": guess(whole, rows, seed),
-        "16 x 16, shuffled labels": guess(whole, rows.assign(label=rows.group.map(lottery)), seed),
+        "metadata only": cross_validate(metadata_features(rows), rows, seed),
+        "only the border": cross_validate(thumbnail_features(change_split(split, "only the border")), rows, seed),
+        "16 x 16 pixels": cross_validate(whole, rows, seed),
+        "16 x 16, shuffled labels": cross_validate(whole, rows.assign(label=rows.group.map(lottery)), seed),
     }
 
 
-AT_CHANCE = ("metadata only", "only the border")  # what tells nothing of the class in an innocent data set
+AT_CHANCE = ("metadata only", "only the border")  # at chance in a data set without a shortcut
 
 
-def judge(experiments):
-    """A table of `try_to_break`: balanced accuracy with its interval, and what an innocent data set would give."""
-    check_tables("experiments", experiments, hint="what try_to_break returned")
+def shortcut_table(experiments: dict) -> pd.DataFrame:
+    """Balanced accuracy of `shortcut_baselines` with its interval, and what is expected without a shortcut."""
+    check_tables("experiments", experiments, hint="what shortcut_baselines returned")
     rows = {}
     for name, predictions in experiments.items():
         metrics = compute_metrics(predictions)
         chance = 1 / predictions.label.nunique()
-        innocent = chance if name in (*AT_CHANCE, "16 x 16, shuffled labels") else np.nan
+        expected = chance if name in (*AT_CHANCE, "16 x 16, shuffled labels") else np.nan
         rows[name] = {"balanced accuracy": metrics["balanced_accuracy"], "images": metrics["images"]}
         rows[name]["low"], rows[name]["high"] = metrics["balanced_accuracy_interval"] or (np.nan, np.nan)
-        rows[name]["innocent"] = innocent
+        rows[name]["expected"] = expected
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def verdict(table):
-    """One sentence on the data set, filled in by the numbers of `judge`: accused, or nothing found."""
+def verdict(table: pd.DataFrame) -> str:
+    """One sentence on the data set from the numbers of `shortcut_table`: a shortcut was found, or none."""
     if not isinstance(table, pd.DataFrame) or not set(AT_CHANCE) <= set(table.index):
-        raise ValueError(f"table: it lacks {' or '.join(map(repr, AT_CHANCE))}; pass the table made by judge.")
+        raise ValueError(f"table: it lacks {' or '.join(map(repr, AT_CHANCE))}; pass the table made by shortcut_table.")
     found = table.loc[list(AT_CHANCE)]
-    guilty = found[found.low > found.innocent]
-    if guilty.empty:
+    beyond = found[found.low > found.expected]
+    if beyond.empty:
         return (
-            "No shortcut found: neither metadata nor the border of the picture tells the classes apart "
+            "NO SHORTCUT FOUND: neither metadata nor the border of the image separates the classes "
             f"(balanced accuracy {', '.join(f'{v:.2f}' for v in found['balanced accuracy'])}; "
-            f"{found.innocent.iloc[0]:.2f} is guessing). That acquits the data of these two, and of nothing else."
+            f"{found.expected.iloc[0]:.2f} is chance). Other shortcuts were not tested."
         )
-    worst = guilty["balanced accuracy"].idxmax()
-    row = guilty.loc[worst]
+    worst = beyond["balanced accuracy"].idxmax()
+    row = beyond.loc[worst]
     return (
-        f"ACCUSED: with {worst}, {row['balanced accuracy']:.0%} [{row.low:.0%}, "
-        f"{row.high:.0%}] of the classes are recognised on average, where an innocent data set would give "
-        f"{row.innocent:.0%}. "
-        "What a network scores on this data may be where the images come from, not the disease."
+        f"SHORTCUT FOUND: with {worst}, a logistic regression reaches a balanced accuracy of "
+        f"{row['balanced accuracy']:.0%} [{row.low:.0%}, {row.high:.0%}]; {row.expected:.0%} is expected without a "
+        "shortcut. A network on these data may recognise where an image comes from, not the disease."
     )
 
 
-KEEPS = ("grey", "only the lungs")  # what an honest network needs is still there; the border alone holds none of it
+KEEPS = ("grey", "only the lungs")  # the lungs are still visible
 HIDES = ("only the border", "without the lungs")
 
 
-def overview(judged, answers, retrained=None, stamped=None, home_and_away=None):
-    """All experiments in one table for `plot_experiments`: `score, low, high, innocent, guilty`, one row each.
+def summarise(
+    baselines: pd.DataFrame,
+    answers: dict,
+    retrained: dict | None = None,
+    marked: tuple | None = None,
+    internal_external: tuple | None = None,
+) -> pd.DataFrame:
+    """All experiments in one table for `plot_experiments`: `score, low, high, expected, beyond`, one row each.
 
-    judged: the table of `judge`. answers, retrained: `{"as it is": predictions, "grey": ...}`, keys as in `CHANGES`, of
-    a network as it was trained and of one trained anew on such pictures. stamped: the predictions where the stamp tells
-    the truth, and where it lies. home_and_away: two predictions tables, compared by the AUC of `against_normal` tables.
-    score is balanced accuracy, or that AUC; innocent is what the experiment would give if the network read the lungs
-    alone: chance where they are hidden, no loss where they are not. guilty: the whole interval lies beyond that (of the
-    paired loss, where nothing may be lost; see `compare_two`).
+    baselines: the table of `shortcut_table`. answers, retrained: `{"as it is": predictions, "grey": ...}`, keys as in
+    `CHANGES`, of a network as it was trained and of one retrained on such images. marked: predictions where the planted
+    marker agrees with the class, and where it contradicts. internal_external: two tables of `covid_vs_normal`.
+    score: balanced accuracy, or AUC. expected: the score of a network that uses the lungs alone (chance where they are
+    hidden, no loss where they are visible). beyond: the whole interval lies beyond that (the interval of the paired
+    difference where no loss is expected; see `compare_two`).
     """
-    check_table("judged", judged, ["balanced accuracy", "low", "high"], "judge")
-    check_table("judged", judged.assign(innocent=judged.get("innocent")).dropna(), ["innocent"], "judge")
+    check_table("baselines", baselines, ["balanced accuracy", "low", "high"], "shortcut_table")
+    check_table(
+        "baselines", baselines.assign(expected=baselines.get("expected")).dropna(), ["expected"], "shortcut_table"
+    )
     for argument, tables in (("answers", answers), ("retrained", retrained)):
         if argument == "retrained" and (tables is None or isinstance(tables, dict) and not tables):
             continue
         check_tables(argument, tables, PROBABILITIES)
         if "as it is" not in tables:
             raise ValueError(f"{argument}: 'as it is' is missing; found {', '.join(map(repr, tables))}.")
-    for argument, pair in (("stamped", stamped), ("home_and_away", home_and_away)):
+    for argument, pair in (("marked", marked), ("internal_external", internal_external)):
         if pair is not None and (not isinstance(pair, list | tuple) or len(pair) != 2):
             raise ValueError(f"{argument}: a {type(pair).__name__} is no pair; pass two tables made by predict.")
         for i, table in enumerate(pair or ()):
             check_predictions(table, f"{argument}[{i}]", PROBABILITIES)
-    rows = judged.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "innocent"]].copy()
-    rows["guilty"] = rows.low > rows.innocent
+    rows = baselines.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "expected"]].copy()
+    rows["beyond"] = rows.low > rows.expected
 
     def add(name, table, chance=np.nan, than=None, key="balanced_accuracy"):
-        metrics, innocent, guilty = compute_metrics(table), chance, False
+        metrics, expected, beyond = compute_metrics(table), chance, False
         low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
         if than is not None:  # where nothing may be lost: the interval of the paired loss
-            innocent = compute_metrics(than, resamples=1)[key]
-            guilty = (compare_two(than, table, key)["difference_interval"] or [0, 0])[1] < 0
-        rows.loc[name] = [metrics[key], low, high, innocent, guilty or low > chance]
+            expected = compute_metrics(than, resamples=1)[key]
+            beyond = (compare_two(than, table, key)["difference_interval"] or [0, 0])[1] < 0
+        rows.loc[name] = [metrics[key], low, high, expected, beyond or low > chance]
 
-    for who, tables in (("", answers), (", learned anew", retrained or {})):
+    for who, tables in (("", answers), (", retrained", retrained or {})):
         for how, table in tables.items():
             if how in HIDES:
                 add(f"{how}{who}" if who else f"{how}, network", table, 1 / table.label.nunique())
             else:
                 add(f"{how}{who}", table, than=tables["as it is"] if how in KEEPS else None)
-    if stamped is not None:
-        add("stamp tells the truth", stamped[0])
-        add("stamp lies", stamped[1], than=stamped[0])
-    if home_and_away is not None:
-        add("AUC at home", home_and_away[0], key="auc_covid")
-        add("AUC elsewhere", home_and_away[1], than=home_and_away[0], key="auc_covid")
+    if marked is not None:
+        add("marker agrees", marked[0])
+        add("marker contradicts", marked[1], than=marked[0])
+    if internal_external is not None:
+        add("AUC internal", internal_external[0], key="auc_covid")
+        add("AUC external", internal_external[1], than=internal_external[0], key="auc_covid")
     return rows
-
-
-# ---------------------------------------------------------------- another hospital
-
-
-def load_external(folder, images, size=224, near=0.95):
-    """The images of `folder`, which no network has seen, as one `Split`; what training could know is left out, aloud.
-
-    images: the audited table that the networks were trained from. Left out are files that cannot be read, exact, near
-    or mirrored duplicates of `images` (as `audit_images` finds them), and patients that are in it. Classes may be
-    absent. Raises ValueError when nothing is left.
-    """
-    check_table("images", images, ["file", "label", "problem"], "audit_images")
-    check_size(size)
-    external = audit_images(find_images(folder, least_classes=1), near)
-    external = external[external.problem.eq("")].reset_index(drop=True)
-    ours, theirs = (_audited(_root(table), table.file[table.problem.eq("")])[1] for table in (images, external))
-    mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
-    twin = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
-    patient = (external.patient.notna() & external.patient.isin(images.patient)).to_numpy()
-    print(
-        f"{len(external)} external images; left out: {twin.sum()} that training has too, "
-        f"{(patient & ~twin).sum()} of patients in training."
-    )
-    external = external[~twin & ~patient].reset_index(drop=True)
-    if external.empty:
-        raise ValueError(f"folder: {str(folder)!r} holds no image that training does not know.")
-    print(", ".join(f"{name} {n}" for name, n in external.label.value_counts().sort_index().items()))
-    pixels = np.stack([resize(read_image(_root(external) / file), size) for file in external.file])
-    return Split(external.assign(mirrored=False), pixels, np.arange(len(external)))

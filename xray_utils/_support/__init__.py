@@ -1,0 +1,1 @@
+"""The cellar: checks, files, devices, downloads. Nobody needs it to understand the science."""

@@ -1,0 +1,184 @@
+"""Public sets and archives: `use_images` fetches, unpacks and chooses them."""
+
+import os
+import shutil
+import stat
+import unicodedata
+import urllib.request
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..images import _image_files, find_images
+from .checks import check_choice, check_path
+from .files import _folder_beside, _writing_to, whole_file
+from .paths import CHOICE, SOURCES, _chosen, _is_there, data_dir, outputs_dir, repository_dir
+
+ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
+
+
+def download_images(source: str, folder: str | Path | None = None) -> Path:
+    """Fetch a public set by its name in `SOURCES` into `folder` (default `data/xray`) and return the folder.
+
+    Raises ValueError for an unknown name, FileExistsError if the folder already holds something, and RuntimeError
+    when the download fails; that one says which page to open and where to put the files.
+    """
+    if folder is not None:
+        check_path("folder", folder, "where to put the images, or None")
+    check_choice("source", source, SOURCES)
+    kind, name = SOURCES[source]
+    page = f"https://www.kaggle.com/datasets/{name}" if kind == "kaggle" else f"https://github.com/{name}"
+    folder = Path(folder).expanduser() if folder else repository_dir() / "data" / "xray"
+    with _to_be_filled(folder, source) as whole:
+        try:
+            if kind == "kaggle":
+                import kagglehub
+
+                cache = Path(kagglehub.dataset_download(name))
+                if any(path.is_symlink() for path in cache.rglob("*")):  # copied, one to / would bring everything
+                    raise OSError("it holds links, refused as unsafe")
+                shutil.copytree(cache, whole)
+            else:
+                archive = whole.with_name("archive.zip")
+                with urllib.request.urlopen(f"{page}/archive/{ACTUALMED_COMMIT}.zip", timeout=60) as answer:
+                    with open(archive, "wb") as file:
+                        shutil.copyfileobj(answer, file)
+                unpack_zip(archive, whole)
+            if not _image_files(whole)[0]:
+                raise OSError("it holds no images")
+        except Exception as error:
+            raise RuntimeError(
+                f"source: {source!r} could not be downloaded ({type(error).__name__}: {str(error)[:200]}).\n"
+                f"Open {page} in a browser, download the archive, and unpack it so that its folders lie in\n"
+                f"{folder}\nThen go on with find_images: it reads that folder. Any other folder: point XRAY_DATA at it."
+            ) from error
+    return folder
+
+
+@contextmanager
+def _to_be_filled(folder, source):
+    """The path of a new folder of images, which becomes `folder` at the end: whole or not at all.
+
+    Raises FileExistsError if `folder` already holds something. What came from where is kept in its file `.source`.
+    """
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"folder: {folder} already holds something. Move it away, or give another folder.")
+    with _writing_to(folder.parent), _folder_beside(folder) as temporary:
+        whole = temporary / "images"
+        yield whole
+        inner = [entry for entry in whole.iterdir() if not entry.name.startswith(".")]
+        whole = inner[0] if len(inner) == 1 and inner[0].is_dir() else whole
+        (whole / ".source").write_text(source, encoding="utf-8")
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(whole, folder)
+
+
+def use_images(source: str | None = None) -> None:
+    """Choose the images that all notebooks use from now on, and say which these are.
+
+    source: a name in `SOURCES`, fetched into `data/xray`; a .zip file, unpacked there; the folder of your images,
+    which stay where they are; "upload" (on Colab: asks for a .zip file); "sample"; or None, to change nothing. The
+    choice is kept in `outputs/data_dir.txt`. What `data/xray` already holds is not fetched or unpacked again; what is
+    gone from there (outputs on a Drive, another machine) is, from the same set or archive.
+
+    Raises ValueError for what is none of these, and while XRAY_DATA is set, which goes first; FileExistsError if
+    `data/xray` holds something else; and what `download_images`, `unpack_zip` and `find_images` raise. The choice is
+    then what it was before.
+    """
+    if source is not None:
+        check_path("source", source, "the name of a set, a folder, a .zip file, or None")
+        if os.environ.get("XRAY_DATA"):
+            raise ValueError(f"source: {str(source)!r} would not be used while XRAY_DATA is set. Unset that first.")
+    elif outputs_dir(CHOICE).is_file() and not os.environ.get("XRAY_DATA"):
+        folder, before = _chosen()
+        if not folder.is_dir() and _is_there(before):
+            print(f"{folder} is gone; its images are brought again from {before}.")
+            source = before
+    if source is not None:
+        folder, origin = _images_of(source)
+        with whole_file(outputs_dir(CHOICE)) as path:
+            path.write_text(f"{folder}\n{origin}", encoding="utf-8")
+    folder, here = data_dir().resolve(), repository_dir().resolve()
+    is_bundled = folder == here / "data" / "sample"
+    shown = folder.relative_to(here).as_posix() if here in folder.parents else folder
+    print(f"The notebooks use {shown}" + (": the bundled sample." if is_bundled else "."))
+
+
+def _images_of(source):
+    """The folder for `use_images`, if it can be read, and where it can be had again (as `_chosen` gives it).
+
+    A set or an archive is brought to `data/xray`.
+    """
+    own = repository_dir() / "data" / "xray"
+    if source == "sample":
+        return own.with_name("sample"), source
+    path = Path(_upload() if source == "upload" else source).expanduser()
+    if source not in SOURCES and path.is_dir():
+        find_images(path)
+        return path.resolve(), ""
+    if source not in SOURCES and path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"source: {path.name} is no .zip file, or not all of it has arrived. Fetch it again.")
+    if source not in SOURCES and not path.is_file():
+        raise ValueError(
+            f"source: {str(source)!r} is no folder, no .zip file and no known set. Known: {', '.join(SOURCES)}."
+        )
+    origin = source if source in SOURCES else str(path.resolve())
+    key = source if source in SOURCES else f"{path.name}, {path.stat().st_size} bytes"
+    if (own / ".source").is_file() and (own / ".source").read_text(encoding="utf-8") == key:
+        return own, origin  # since the last time
+    if source in SOURCES:
+        return download_images(source, own), origin
+    with _to_be_filled(own, key) as whole:
+        unpack_zip(path, whole)
+        find_images(whole)
+    return own, origin
+
+
+def _upload():
+    """The name of the archive that the user uploads to Colab."""
+    try:
+        from google.colab import files
+    except ImportError:
+        raise ValueError(
+            "source: 'upload' works on Colab. Elsewhere drag the .zip file beside the notebook, and give its name."
+        ) from None
+    names = list(files.upload())
+    if len(names) != 1:
+        raise ValueError(f"source: 'upload' brought {len(names)} files; choose one .zip file.")
+    return names[0]
+
+
+def unpack_zip(archive, folder, max_bytes=20e9):
+    """Unpack a zip archive into the new `folder`: whole or not at all.
+
+    Raises ValueError, before anything is written, for paths that leave the folder, links and devices, a name that
+    is there twice (in upper or lower case: one file to Windows and macOS), a compression other than deflate, and more
+    than `max_bytes` or 100 times the archive when unpacked. zipfile writes no more than the sizes checked here, and
+    raises BadZipFile if there is more.
+    """
+    archive, seen = Path(archive), set()
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            path = Path(member.filename.replace("\\", "/"))
+            name = unicodedata.normalize("NFC", path.as_posix()).casefold()
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if (
+                path.is_absolute()
+                or ".." in path.parts
+                or ":" in "".join(path.parts[:1])
+                or kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+                or name in seen
+                or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            ):
+                raise ValueError(f"archive: {archive.name} holds {member.filename[:100]!r}, refused as unsafe.")
+            seen.add(name)
+        allowed = min(max_bytes, 100 * archive.stat().st_size)
+        if sum(member.file_size for member in file.infolist()) > allowed:
+            raise ValueError(f"archive: {archive.name} unpacks to over {allowed:.0f} bytes, refused.")
+        Path(folder).mkdir(parents=True)
+        try:
+            file.extractall(folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise

@@ -1,0 +1,95 @@
+"""Device, precision and processes."""
+
+import copy
+import os
+import textwrap
+import time
+from functools import cache
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from .checks import check_choice
+from .environment import report_requirements
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def choose_precision(precision="auto", device=None):
+    """ "fp32", "bf16" or "fp16": as asked, or what this processor or GPU is good at for "auto"."""
+    check_choice("precision", precision, ("auto", *PRECISIONS))
+    if precision != "auto":
+        return precision
+    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":  # bf16 from Ampere on; a T4 only emulates it, slowly
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    return "bf16" if kind == "cpu" and bf16_is_faster() else "fp32"
+
+
+@cache
+def bf16_is_faster():
+    """Whether this CPU multiplies matrices in bf16 at least 1.2 times as fast as in fp32: measured once, in 20 ms.
+
+    Asking the processor is not enough: some that know bf16 take twice as long in it (AVX512_BF16 without AMX), or may
+    not use it (ONEDNN_MAX_CPU_ISA). On such as do well it is twice as fast or more, so that noise does not decide.
+    """
+    fastest = {}
+    for kind in (torch.float32, torch.bfloat16):
+        matrix, timings = torch.ones(512, 512, dtype=kind), []
+        for _ in range(8):
+            start = time.perf_counter()
+            matrix @ matrix
+            timings.append(time.perf_counter() - start)
+        fastest[kind] = min(timings)
+    return fastest[torch.float32] > 1.2 * fastest[torch.bfloat16]
+
+
+def check_environment() -> None:
+    """Print OK, or what to do, for Python and each line of requirements.txt; then the device and the precision."""
+    for line in report_requirements():
+        print(textwrap.fill(line, 96, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    print(f"Device: {_device_name(accelerator_of().device)}; precision: {choose_precision()}")
+
+
+def _device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {_count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
+
+
+def _count(number, what):
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def accelerator_of(precision=None):
+    """Accelerate's object for this process: the device, the precision, and the other processes, on CPUs too.
+
+    Raises RuntimeError for a process that was started with others and finds none: each would write the same run.
+    """
+    if precision:  # a notebook fits many times, now at this one, now at that
+        AcceleratorState._reset_state(reset_partial_state=False)
+    several, mixed = int(os.environ.get("WORLD_SIZE", 1)) > 1, PRECISIONS[precision] if precision else None
+    no_gpu = not (torch.cuda.is_available() or torch.xpu.is_available())
+    accelerator = Accelerator(mixed_precision=mixed, cpu=several and no_gpu)  # else it would not look for others
+    others = several or ("MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ)
+    if others and accelerator.num_processes == 1:
+        raise RuntimeError(
+            "fit: this process was started with others and finds none. Start them with torchrun or with "
+            "accelerate launch --multi_gpu (on CPUs, too), or unset WORLD_SIZE and MASTER_ADDR."
+        )
+    return accelerator
+
+
+def synchronised(model, accelerator):
+    """`model`; on several GPUs a copy whose BatchNorm sees the parts of all processes (torch has none for CPUs)."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    return model
+
+
+def _part(batch, accelerator):
+    """The places of this process in `batch`, and how many count: where none is left it goes along with one, for 0."""
+    mine = np.arange(len(batch))[accelerator.process_index :: accelerator.num_processes]
+    return (mine, len(mine)) if len(mine) else (np.arange(1), 0)

@@ -1,0 +1,106 @@
+"""Files that are whole or not at all, checksums, threads, progress bars."""
+
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .decode import _hush_pillow
+from .paths import outputs_dir
+
+
+def progress(iterable, what, total=None):
+    """A progress bar that is gone when it is done; `TQDM_DISABLE=1` in the environment turns all of them off.
+
+    Of several processes the first alone has one.
+    """
+    off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or os.environ.get("RANK", "0") != "0"
+    return tqdm(iterable, what, total, leave=False, disable=off or total == 0)
+
+
+@contextmanager
+def whole_file(path):
+    """A temporary name beside `path`, flushed and renamed to `path` at the end: whole or not at all.
+
+    Raises OSError naming the folder when it cannot be written to, or is full.
+    """
+    path = Path(path)
+    with _writing_to(path.parent):
+        _remove_stale(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing_to(folder):
+    """Makes `folder`; an OSError of the system while writing there becomes one that says where, and what to do."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours, with its own words
+            raise
+        ours = outputs_dir() in (folder, *folder.parents)
+        raise OSError(
+            f"{'outputs' if ours else 'folder'}: cannot write to {folder} ({error.strerror}). Free some space or allow "
+            f"writing there, or {'set XRAY_OUTPUTS to' if ours else 'give'} another folder."
+        ) from error
+
+
+@contextmanager
+def _folder_beside(folder):
+    """A temporary folder beside `folder`, gone at the end; one that a killed process left is removed first."""
+    _remove_stale(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as temporary:
+        yield Path(temporary)
+
+
+def _remove_stale(path):
+    """What killed processes left beside `path` under temporary names; one that still writes did so within the hour."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):  # another process may remove it, too
+            if time.time() - max(part.stat().st_mtime for part in (old, *old.rglob("*"))) > 3600:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _crc32(path):
+    """The checksum of a file: against a disk that forgets, not against an enemy; twice as fast as a hash."""
+    return zlib.crc32(np.memmap(path, np.uint8, "r"))
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _in_threads(function, items, title):
+    """`function` of each item, in order, on all cores, with a progress bar."""
+    with warnings.catch_warnings():  # read_image changes the filters in each thread: put them back once, at the end
+        warnings.simplefilter("ignore")
+        _hush_pillow()
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            parts = (items[start : start + 1024] for start in range(0, len(items), 1024))  # few wait: little memory
+            results = (result for part in parts for result in pool.map(function, part))
+            return list(progress(results, title, len(items)))

@@ -1,0 +1,88 @@
+"""Memory of the device and of the allocator."""
+
+import ctypes
+import math
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def memory_for(batch_size):
+    """Where memory runs out on a batch of so many images: RuntimeError, with the batch size to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        if not full:  # torch on a CPU says the latter
+            raise
+        way_out = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
+        raise RuntimeError(
+            f"batch_size: {batch_size} is too large for the memory of this device; {way_out}."
+        ) from error
+
+
+@contextmanager
+def memory_kept():
+    """Keep what a layer frees for the next one; else glibc hands it back, and the system clears it each time anew.
+
+    At the end what is free is handed back; an inner use ends the outer one. glibc's settings for this, those of
+    the environment too, are replaced. Elsewhere than on Linux nothing changes. Source: man 3 mallopt.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "malloc_trim"):  # another library than glibc
+        yield
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
+    try:
+        yield
+    finally:  # to where glibc itself comes in a process that frees large blocks
+        for option, value in ((mmap_threshold, 2**25), (trim_threshold, 2**26), (mmap_max, 2**16)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
+
+
+class _Layout(torch.autograd.Function):
+    """A copy of images [B, C, H, W] in the memory format `wanted`; their gradients come back in `before`."""
+
+    @staticmethod
+    def forward(ctx, images, wanted, before):
+        ctx.before = before
+        return images.clone(memory_format=wanted)  # never the images themselves: a layer behind may change them
+
+    @staticmethod
+    def backward(ctx, gradients):
+        return gradients.contiguous(memory_format=ctx.before), None, None
+
+
+def channels_first_for_few(model, device):
+    """Hooks, to be removed, by which BatchNorm on a CPU gets few channels first in memory, not last.
+
+    Where they are last PyTorch is slow on channels that do not fill registers of 16 numbers: on eight, with AVX-512,
+    two (fp32) to ten times (bf16) as slow as where they are first; on 16 or many it is not. The numbers stay, but for
+    rounding.
+    """
+    hooks, orders = [], (torch.contiguous_format, torch.channels_last)
+    for layer in model.modules() if device.type == "cpu" else ():
+        if type(layer) is torch.nn.BatchNorm2d and layer.num_features < 32 and layer.num_features % 16:
+            first = layer.register_forward_pre_hook(lambda _, given: _Layout.apply(*given, *orders) if given else None)
+            last = layer.register_forward_hook(lambda _, given, output: _Layout.apply(output, *orders[::-1]))
+            hooks += [first, last]
+    return hooks
+
+
+def room_for_pixels(device):
+    """Bytes of a GPU's free memory that prepared images may fill: a quarter. 0 on other devices."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
+
+
+def pixels_of(split, device):
+    """`split.take` as a function to call; where there is room, all images lie on the GPU from now on."""
+    if len(split) * math.prod(split.pixels.shape[1:]) > room_for_pixels(device):
+        return split.take
+    everything = torch.from_numpy(split.take(np.arange(len(split)))).to(device)
+    return lambda indices: everything[torch.from_numpy(indices).to(device)]

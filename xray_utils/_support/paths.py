@@ -1,0 +1,106 @@
+"""Where images, outputs and results are."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+
+from ..constants import CLASSES
+
+SOURCES = {  # public sets: where they are, under which name they are fetched, what their page is
+    "covid-cxr": ("kaggle", "sid321axn/covid-cxr-image-dataset-research"),
+    "radiography": ("kaggle", "tawsifurrahman/covid19-radiography-database"),
+    "covid19-image": ("kaggle", "pranavraikokte/covid19-image-dataset"),
+    "chest-xray-pneumonia": ("kaggle", "paultimothymooney/chest-xray-pneumonia"),
+    "actualmed": ("github", "agchung/Actualmed-COVID-chestxray-dataset"),
+}
+CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
+
+
+def repository_dir():
+    """The folder of this repository if we are in it or installed from it, else the working directory."""
+    here = Path.cwd().resolve()
+    for folder in (Path(__file__).resolve().parents[2], here, *here.parents):
+        if (folder / "xray_utils" / "images.py").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    return here
+
+
+def data_dir() -> Path:
+    """The folder of the images: `XRAY_DATA`, else what `use_images` chose, else `data/xray`, else the sample.
+
+    Raises FileNotFoundError if `XRAY_DATA`, or the choice, is a folder that does not exist.
+    """
+    if os.environ.get("XRAY_DATA"):
+        folder = Path(os.environ["XRAY_DATA"]).expanduser()
+        folder = folder if folder.is_dir() else repository_dir() / folder  # a relative path: from here, or from there
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"XRAY_DATA is {str(folder)!r}, which is no folder. Set it to the folder that holds the class "
+                f"folders {', '.join(CLASSES)}, or unset it to use the bundled sample."
+            )
+        return folder
+    own = repository_dir() / "data" / "xray"
+    if outputs_dir(CHOICE).is_file():
+        folder, source = _chosen()
+        if not folder.is_dir():
+            again = f"nothing in the brackets: it fetches {source!r} again" if _is_there(source) else "your images"
+            raise FileNotFoundError(
+                f"xu.use_images chose {str(folder)!r}{source and f' (from {source!r})'}, which is no folder any more. "
+                f"Call it again, with {again}; or with 'sample' to go back to the bundled sample."
+            )
+        return folder
+    if own.is_dir() and any(entry for entry in own.iterdir() if not entry.name.startswith(".")):
+        return own
+    return repository_dir() / "data" / "sample"
+
+
+def _chosen():
+    """What `use_images` chose: the folder, and the set or archive that it came from ("" for a folder of the user)."""
+    folder, _, source = outputs_dir(CHOICE).read_text(encoding="utf-8").partition("\n")
+    return Path(folder), source
+
+
+def _is_there(source):
+    return source == "sample" or source in SOURCES or (source != "" and zipfile.is_zipfile(source))
+
+
+def external_dir() -> Path | None:
+    """The folder of a second hospital: `XRAY_EXTERNAL`, or `data/external` if it is there, else the sample's own.
+
+    None for real images without one. Raises FileNotFoundError if `XRAY_EXTERNAL` names a folder that does not exist.
+    """
+    if os.environ.get("XRAY_EXTERNAL"):
+        folder = Path(os.environ["XRAY_EXTERNAL"]).expanduser()
+        folder = folder if folder.is_dir() else repository_dir() / folder  # a relative path: from here, or from there
+        if not folder.is_dir():
+            raise FileNotFoundError(f"XRAY_EXTERNAL is {str(folder)!r}, which is no folder. Set it, or unset it.")
+        return folder
+    sample = repository_dir() / "data" / "sample"
+    if data_dir().resolve() == sample.resolve():
+        return sample.with_name("sample_external")
+    own = repository_dir() / "data" / "external"
+    return own if own.is_dir() and any(not entry.name.startswith(".") for entry in own.iterdir()) else None
+
+
+def is_sample(images: pd.DataFrame) -> bool:
+    """True if the table `images` came from the bundled sample."""
+    return Path(getattr(images, "attrs", {}).get("root", "")) == (repository_dir() / "data" / "sample").resolve()
+
+
+def default_size(images: pd.DataFrame) -> int:
+    """Pixels along a side of a prepared image: 112 for the bundled sample, 224 (as in the original) for others."""
+    return 112 if is_sample(images) else 224
+
+
+def outputs_dir(*parts: str) -> Path:
+    """The folder for everything that is made: `XRAY_OUTPUTS` if set, else `outputs/` of the repository."""
+    base = os.environ.get("XRAY_OUTPUTS")
+    folder = Path(base).expanduser() if base else repository_dir() / "outputs"
+    return folder.joinpath(*parts)
+
+
+def results_dir() -> Path:
+    """The committed results of the real runs, `results/runs` of the repository."""
+    return repository_dir() / "results" / "runs"

@@ -1,0 +1,167 @@
+"""Run folders: the configuration, checkpoints, resuming and loading."""
+
+import hashlib
+import io
+import json
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+
+from ..models import NETWORKS, build, check_model, count_parameters, load_weights
+from .checks import check_path
+from .files import whole_file
+from .paths import outputs_dir
+
+
+@dataclass
+class Run:
+    """A trained network: `model` has the weights of the best epoch on validation, `history` a row an epoch."""
+
+    name: str
+    folder: Path
+    model: torch.nn.Module
+    history: pd.DataFrame
+    config: dict
+
+    @property
+    def best_epoch(self):
+        """The epoch with the lowest validation loss, whose weights `model` has."""
+        return int(self.history.epoch[self.history.val_loss.idxmin()])
+
+
+def _config(model, data, name, settings):
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    sides = {side: getattr(data, side).fingerprint() for side in ("train", "val", "test")}
+    config = {
+        "name": name,
+        "network": getattr(model, "spec", {"network": type(model).__name__}),
+        "input_mean": model.input_mean,
+        "input_std": model.input_std,
+        "parameters": count_parameters(model),
+        "trained_parameters": count_parameters(model, trainable=True),
+        "initial_weights": digest.hexdigest(),
+        "data": {**data.settings, **sides, "train_images": len(data.train), "val_images": len(data.val)},
+        "settings": settings,
+    }
+    return json.loads(json.dumps(config, default=str))
+
+
+def _run_folder(name, config, write=True):
+    """The newest folder of this name if it holds this very run; else the next free one, said aloud.
+
+    Of several processes one may `write`: the others come to the same folder, whether its config is there yet or not.
+    """
+    for number in range(1, 10_000):
+        folder = outputs_dir("runs", name if number == 1 else f"{name}-{number}")
+        if not (folder / "config.json").is_file():
+            break
+        other = json.loads((folder / "config.json").read_text())
+        if other == config:
+            return folder
+        differs = [
+            f"{key} {other['settings'].get(key)} -> {value}"
+            for key, value in config["settings"].items()
+            if other["settings"].get(key) != value
+        ] + [key for key in config if key not in ("settings", "name") and other.get(key) != config[key]]
+        print(f"{folder.name}: another run ({', '.join(differs)}); it is kept.")
+    if write:
+        with whole_file(folder / "config.json") as path:
+            path.write_text(json.dumps(config, indent=1))
+    return folder
+
+
+def _kept(folder, history):
+    """What there is to go on with when training stops early."""
+    if not history:
+        return "No epoch is complete yet."
+    return (
+        f"The checkpoint of epoch {len(history)} is kept in {folder.name}, and xu.load_run({folder.name!r}) has the "
+        "history so far."
+    )
+
+
+def _save(folder, model, optimizer, plateau, scaler, history):
+    """The checkpoint first, in one piece; a kill after it costs nothing, since `_resume` writes the rest again."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    last = {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "plateau": plateau.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,  # of fp16 alone
+        "history": history,
+    }
+    buffer = io.BytesIO()  # torch.save hides why it could not write to a file
+    torch.save(last, buffer)
+    with whole_file(folder / "last.pt") as path:
+        path.write_bytes(buffer.getbuffer())
+    _save_best(folder, state, history)
+
+
+def _save_best(folder, state, history):
+    """The weights `state` of the last epoch, if it is the best so far, and the history."""
+    if history[-1]["val_loss"] < min((row["val_loss"] for row in history[:-1]), default=math.inf):
+        with whole_file(folder / "best.safetensors") as path:
+            path.write_bytes(save(state, metadata={"epoch": str(len(history))}))
+    with whole_file(folder / "history.csv") as path:
+        pd.DataFrame(history).to_csv(path, index=False)
+
+
+def _resume(folder, model, optimizer, plateau, accelerator):
+    """The history so far; weights, optimizer, schedule and the scaler of fp16 are put back as they were."""
+    if not (folder / "last.pt").is_file():
+        return []
+    try:
+        last = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+        model.load_state_dict(last["model"])
+        optimizer.load_state_dict(last["optimizer"])
+        plateau.load_state_dict(last["plateau"])
+        if accelerator.scaler and last.get("scaler"):
+            accelerator.scaler.load_state_dict(last["scaler"])
+        history = last["history"]
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"name: the checkpoint {folder / 'last.pt'} is broken ({str(error)[:200]}). Move its folder away, or give "
+            "another name, to train again."
+        ) from error
+    if accelerator.is_main_process:
+        _save_best(folder, last["model"], history)
+    return history
+
+
+def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
+    """A run from its name or folder, with the weights that were best on validation.
+
+    model: a network as the one that was trained, where it is your own. Raises FileNotFoundError when there is no such
+    run, or none of its epochs is complete, ValueError for a `model` that is missing or not the one of the run.
+    """
+    check_path("run", run, "the name or folder of one")
+    if model is not None:
+        check_model(model)
+    folder = run if isinstance(run, Path) else outputs_dir("runs", run)
+    for file in ("config.json", "history.csv", "best.safetensors"):
+        if not (folder / file).is_file():
+            here = (
+                ", ".join(sorted(path.parent.name for path in outputs_dir("runs").glob("*/best.safetensors"))) or "none"
+            )
+            raise FileNotFoundError(
+                f"run: {folder.name!r} has no {file}. Train it first: run its notebook. Trained here: {here}."
+            )
+    config = json.loads((folder / "config.json").read_text())
+    if model is None:
+        kind = config["network"]["network"]
+        if kind not in NETWORKS:
+            raise ValueError(f"model: {folder.name!r} is of a network of your own, {kind}: pass it to load_run.")
+        model = build(config["network"], config["input_mean"], config["input_std"])
+    try:
+        model.load_state_dict(load_weights(folder / "best.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"model: it is not the network of {folder.name!r} ({str(error)[:200]}).") from error
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    return Run(folder.name, folder, model.eval(), history, config)

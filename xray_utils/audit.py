@@ -1,0 +1,160 @@
+"""Describe the files, and find those that are broken or appear twice."""
+
+import hashlib
+import os
+
+import numpy as np
+import pandas as pd
+import scipy
+
+from ._support.checks import check_number, check_table
+from ._support.decode import _decode
+from ._support.files import _in_threads, _sha256, whole_file
+from ._support.paths import outputs_dir
+from .images import _root, resize
+
+AUDIT_VERSION = 1  # part of the key: raise it when what `_audit_one` gives for a file changes
+MARK = ["path", "bytes", "mtime_ns", "ctime_ns"]  # an audited file that has another one is read again
+DRAFT = 448  # pixels: a JPEG whose sides keep so many is audited at a half, a quarter or an eighth of its size
+
+
+def _audit_one(path):
+    """The audit of one file, and its thumbnail: [32 * 32] float32 without slow shading, of length 1."""
+    row = dict(width=0, height=0, mode="", tint=0.0, sha256="", problem="")
+    try:
+        image, mode, (width, height) = _decode(path, DRAFT)
+        digest = _sha256(path)
+    except (OSError, ValueError, MemoryError) as error:
+        reason = (
+            getattr(error, "strerror", None)
+            or str(error).removeprefix(f"{path.name}: ").strip()
+            or type(error).__name__
+        )
+        return {**row, "problem": reason[:200]}, np.zeros(32 * 32, np.float32)
+    row.update(width=width, height=height, mode=mode, sha256=digest)
+    small = resize(image, 32).astype(np.float32)
+    row["tint"] = float((small[..., 2] - small[..., 0]).mean())
+    thumbnail = small.mean(axis=-1)
+    thumbnail = (thumbnail - scipy.ndimage.gaussian_filter(thumbnail, 2)).ravel()
+    return row, thumbnail / max(np.linalg.norm(thumbnail), 1e-6)
+
+
+def _audited(root, files):
+    """What `_audit_one` gives for each of `files`: a table, and thumbnails [N, 32 * 32].
+
+    Of files that can be read it is kept in `outputs/audited/<key of root>.npz`, and taken from there as long as their
+    size, time and (but on Windows) permissions stay as they were.
+    """
+    key = hashlib.sha256(f"{AUDIT_VERSION} {os.path.abspath(root)}".encode()).hexdigest()[:16]
+    path, marks = outputs_dir("audited", f"{key}.npz"), []
+    for file in files:
+        try:
+            stat = os.stat(f"{root}{os.sep}{file}")
+            marks.append((file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+        except (OSError, ValueError):  # `_audit_one` says why
+            marks.append((file, -1, -1, -1))
+    table, thumbnails, places = _audited_before(path)
+    new = [mark for mark in dict.fromkeys(marks) if mark not in places]
+    if found := _in_threads(_audit_one, [root / file for file, *_ in new], "audit"):
+        rows = [dict(zip(MARK, mark, strict=True)) | row for mark, (row, _) in zip(new, found, strict=True)]
+        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if places else pd.DataFrame(rows)
+        thumbnails = np.vstack([thumbnails, *(thumbnail for _, thumbnail in found)])
+        del found  # of 100,000 images 0.4 GB, as much again as the array
+        places |= {mark: len(places) + i for i, mark in enumerate(new)}
+        keep = table.problem.eq("") & ~table.path.duplicated(keep="last")  # the last: as the file is now
+        if keep[-len(new) :].any():
+            columns = {name: np.array(table[name][keep].tolist()) for name in table}
+            try:
+                with whole_file(path) as part, open(part, "wb") as archive:
+                    np.savez(archive, thumbnails=thumbnails if keep.all() else thumbnails[keep], **columns)
+            except OSError as error:
+                print(f"audit: what was found is not kept for the next time. {error}")
+    order = [places[mark] for mark in marks]
+    if order != list(range(len(table))):  # else a copy is spared
+        table, thumbnails = table.iloc[order], thumbnails[order]
+    return table.drop(columns=MARK).reset_index(drop=True), thumbnails
+
+
+def _audited_before(path):
+    """Table and thumbnails that `_audited` kept, and the row of each mark; none, said aloud, where it is broken."""
+    if os.path.isfile(path):
+        try:
+            with np.load(path) as kept:
+                columns = {name: kept[name] for name in kept.files}
+            thumbnails = columns.pop("thumbnails")
+            table = pd.DataFrame({name: column.tolist() for name, column in columns.items()})
+            return table, thumbnails, {row: i for i, row in enumerate(table[MARK].itertuples(index=False, name=None))}
+        except Exception as error:  # whatever a reader makes of broken bytes
+            print(f"audit: {path} is broken ({type(error).__name__}); all files are read again.")
+    return pd.DataFrame(columns=MARK), np.zeros((0, 32 * 32), np.float32), {}
+
+
+def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
+    """Add `width, height, mode, tint, sha256, problem, duplicate, alike` and join duplicates into one `group`.
+
+    `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
+    "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "". `alike`
+    is one name for all images that are duplicates of each other, whosever they are. A file that cannot be read keeps
+    its row, with the reason in `problem`; `split_images` leaves it out. How many there are is said aloud. What was
+    found of the others is kept in `outputs/audited/`, and they are read again when size, time or permissions change.
+
+    Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
+    """
+    root = _root(images)
+    check_number("near", near, lambda r: 0 < r <= 1, "a correlation above 0 and at most 1")
+    check_table("images", images, ["file", "label", "group"], "find_images")
+    table, thumbnails = _audited(root, images.file)
+    audited = images.drop(columns=[*table, "duplicate", "alike"], errors="ignore").reset_index(drop=True)
+    audited = pd.concat([audited, table], axis=1)
+    lost = audited.problem.ne("").groupby(audited.label).mean()
+    if lost.any():
+        broken = audited[audited.problem.ne("")]
+        first = f"the first is {broken.file.iloc[0]!r}: {broken.problem.iloc[0]}"
+        if (lost > 0.1).any():
+            raise ValueError(
+                f"images: {len(broken)} files cannot be read, {lost.max():.0%} of class {lost.idxmax()!r}; {first}. "
+                "Fetch the set again, or remove these files."
+            )
+        print(f"Left out of every split: {len(broken)} of {len(audited)} images cannot be read; {first}")
+    audited["duplicate"], audited["alike"], audited["group"] = _join_duplicates(audited, thumbnails, near)
+    audited.attrs = dict(images.attrs)
+    return audited
+
+
+def _join_duplicates(images, thumbnails, near, tile=2048):
+    """Kind of duplicate of an earlier image, duplicates and groups joined over them (the smallest name stands).
+
+    A thumbnail is the sum of an even and an odd part, and its mirror image their difference, so that the correlation
+    with another and with its mirror image come from the same two products.
+    """
+    content = images.sha256.where(images.problem.eq(""), images.file).factorize()[0]
+    first = np.unique(content, return_index=True)[1]  # files of the same bytes are compared once
+    copies = np.flatnonzero(first[content] != np.arange(len(images)))
+    pairs = {"mirror": [], "near": [], "exact": [(copies, first[content[copies]])]}  # (later, earlier)
+
+    def parts(rows):
+        left, right = thumbnails[rows].reshape(-1, 32, 2, 16).transpose(2, 0, 1, 3)
+        both = left + right[..., ::-1], left - right[..., ::-1]
+        return [part.reshape(len(rows), -1) / np.float32(2**0.5) for part in both]
+
+    tiles = [first[start : start + tile] for start in range(0, len(first), tile)]
+    for i, later in enumerate(tiles):
+        even, odd = parts(later)
+        for earlier in tiles[: i + 1]:
+            even_product, odd_product = (a @ b.T for a, b in zip((even, odd), parts(earlier), strict=True))
+            for name, alike in (("mirror", even_product - odd_product), ("near", even_product + odd_product)):
+                one, other = np.nonzero((alike >= near) & (later[:, None] > earlier))
+                pairs[name].append((later[one], earlier[other]))
+    kind = np.full(len(images), "", object)
+    for name, found in pairs.items():  # the last that is true of an image stands
+        for later, _ in found:
+            kind[later] = name
+    left, right = (np.concatenate(ends) for ends in zip(*sum(pairs.values(), []), strict=True))
+    itself, group, joined = np.arange(len(images)), images.group.factorize()[0], []
+    for unit, names in ((itself, images.file), (group, images.group)):
+        n = unit.max() + 1
+        links = scipy.sparse.coo_array((np.ones(len(left)), (unit[left], unit[right])), (n, n))
+        component = scipy.sparse.csgraph.connected_components(links, directed=False)[1][unit]
+        codes, sorted_names = names.factorize(sort=True)  # of numbers pandas finds the least without a call a group
+        joined.append(sorted_names.take(pd.Series(codes).groupby(component).transform("min")))
+    return kind, *joined

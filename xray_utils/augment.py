@@ -1,0 +1,72 @@
+"""Random changes of training images: mild, and strong."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def augment_mild(images, generator, of=None):
+    """Mirror half of the images; turn up to 10 degrees, shift 5 %, zoom 10 %, contrast and brightness 10 %.
+
+    images: normalised [B, 3, H, W]; the same generator state gives the same result. of: the size of the batch that
+    several processes share, and where in it these images stand.
+    """
+    n, mine = of or (len(images), slice(None))
+    turn, zoom, right, down, contrast, brightness, flip = (
+        torch.rand(7, n, generator=generator)[:, mine] * 2 - 1  # each in -1..1; drawn on the CPU, the same everywhere
+    ).to(images.device)
+    angle, scale = turn * math.radians(10), 1 + 0.1 * zoom
+    sign = torch.where(flip > 0, 1.0, -1.0)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    affine = torch.stack(  # [B, 2, 3]; shifts are in half image widths
+        [torch.stack([cos * sign, -sin, 0.1 * right], 1), torch.stack([sin * sign, cos, 0.1 * down], 1)], 1
+    )
+    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return images * (1 + 0.1 * contrast).view(-1, 1, 1, 1) + 0.1 * brightness.view(-1, 1, 1, 1)
+
+
+def augment_strong(images, generator, of=None):
+    """Another scanner, another hospital: what a lung keeps and a source does not (domain randomisation, as in `lungs`).
+
+    Mirror half of the images; turn up to 15 degrees, shift 12 %, zoom by up to 1.4, aspect by up to 1.2, what comes
+    from outside in one random tone; gamma 1/2 to 2, contrast 0.6 to 1.4, brightness 30 % of the range; blurred or
+    sharpened; noise; and a rectangle in a random tone at a random place, as a marker or a cable would hide something.
+
+    A marker lies on half of the images. Normalised by the statistics of another set (ResNet18, ViT) grey images get
+    a slight tint too, since the range is that of all three channels. Source: ours.
+
+    images: normalised [B, 3, H, W]; the same generator state gives the same result. of: as for `augment_mild`.
+    """
+    (n, mine), (height, width) = of or (len(images), slice(None)), images.shape[2:]
+    noise = torch.randn(n, 1, height, width, generator=generator)[mine].to(images.device)
+    draws = (torch.rand(18, n, 1, 1, 1, generator=generator)[:, mine] * 2 - 1).to(images.device)  # each in -1..1
+    turn, zoom, aspect, right, down, flip, tone, gamma, contrast, brightness, blur, grain, *mark = draws
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    images = (images - low) / (high - low).clamp(min=1e-6)  # 0..1 whatever the normalisation was
+    angle, zoom, aspect = (v.flatten() for v in (turn * math.radians(15), 1.4**zoom, 1.2 ** (aspect / 2)))
+    cos, sin, sign = angle.cos() * zoom, angle.sin() * zoom, flip.flatten().sign()
+    affine = torch.stack(  # [B, 2, 3]; shifts are in half image widths
+        [
+            torch.stack([cos * aspect * sign, -sin / aspect, 0.24 * right.flatten()], 1),
+            torch.stack([sin * aspect * sign, cos / aspect, 0.24 * down.flatten()], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    inside = F.grid_sample(torch.ones_like(images[:, :1]), grid, align_corners=False)
+    images = F.grid_sample(images, grid, align_corners=False) + (1 - inside) * (tone + 1) / 2
+    soft = F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
+    images = images + (0.25 + 0.75 * blur) * (soft - images)  # from sharpened by half to blurred
+    images = images.clamp(1e-4, 1) ** (2**gamma)
+    images = (images - 0.5) * (1 + 0.4 * contrast) + 0.5 + 0.3 * brightness + 0.04 * (grain + 1) * noise
+    y = torch.linspace(-1, 1, height, device=images.device).view(1, 1, -1, 1)
+    x = torch.linspace(-1, 1, width, device=images.device).view(1, 1, 1, -1)
+    top, left, tall, wide, shade, present = mark
+    marked = ((y - top).abs() < 0.02 + 0.15 * tall.abs()) & ((x - left).abs() < 0.02 + 0.15 * wide.abs())
+    images = torch.where(marked & (present > 0), (shade + 1) / 2, images)
+    return images * (high - low) + low
+
+
+AUGMENTATIONS = {"mild": augment_mild, "strong": augment_strong}

@@ -1,0 +1,21 @@
+"""Batches of a split, as the input of a network."""
+
+import numpy as np
+import torch
+
+
+def batches(split, batch_size, rng=None):
+    """Index arrays of at most `batch_size`, in random order if a numpy generator is given."""
+    order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def to_input(pixels, model, device):
+    """uint8 [B, H, W, 3] to the normalised float [B, 3, H, W] (channels last in memory) that `model` expects."""
+    pixels = torch.as_tensor(pixels).to(device)
+    mean, std = (  # of a whole line: three numbers at a time take five times as long
+        torch.tensor(values, device=device).repeat(pixels.shape[2]) for values in (model.input_mean, model.input_std)
+    )
+    lines = pixels.flatten(2).float()  # [B, H, W * 3]
+    lines.div_(255).sub_(mean).div_(std)  # in place: new memory costs more than the arithmetic
+    return lines.view(pixels.shape).permute(0, 3, 1, 2)

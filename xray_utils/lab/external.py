@@ -1,0 +1,292 @@
+"""Other hospitals: external validation, selective prediction, control images added to training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy
+import torch
+from threadpoolctl import threadpool_limits
+
+from .._support.checks import (
+    check_array,
+    check_choice,
+    check_flag,
+    check_number,
+    check_predictions,
+    check_size,
+    check_table,
+    check_whole,
+)
+from .._support.memory import memory_for
+from ..audit import _audited, audit_images
+from ..batches import batches, to_input
+from ..constants import PROBABILITIES
+from ..images import _root, find_images, read_image, resize
+from ..metrics import compute_metrics, grouped_mean
+from ..prepared import PreparedData, Split, check_data
+from ..training import check_use
+
+NEEDED = ["file", "label", "group", "source"]
+
+
+def add_controls(
+    known: np.ndarray,
+    rows: pd.DataFrame,
+    others: np.ndarray,
+    other_rows: pd.DataFrame,
+    counts: tuple | list = (0, 2, 4, 8),
+    draws: int = 20,
+    weight: float = 1.0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Answers of logistic regressions that learned from `rows` and from normal patients of `other_rows`.
+
+    known, others: features of the images [n, d], of training and of other hospitals (see `features`). In each draw the
+    normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all others are evaluated, with
+    all images of other classes, so that nobody is in training and in the test. The column addable of `other_rows`, if
+    there is one, says who may be added at all (to leave one hospital out). weight: of an added image in the loss.
+    Returns a predictions table with the columns `added` (patients) and `draw`. Raises ValueError for counts that leave
+    no normal patient to evaluate.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    check_table("rows", rows, NEEDED[:3], "find_images")
+    check_table("other_rows", other_rows, NEEDED, "find_images")
+    known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
+    others = check_array("others", others, (len(other_rows), known.shape[1]), "features as those of known")
+    check_whole("draws", draws, 1)
+    check_whole("seed", seed)
+    check_number("weight", weight, lambda w: 0 < w < np.inf, "a positive number")
+    if not isinstance(counts, tuple | list) or not counts:
+        raise ValueError(f"counts: a {type(counts).__name__} must be a list of numbers of patients, such as (0, 2, 4).")
+    for count in counts:
+        check_whole("counts", count, 0)
+    normal = other_rows.label.eq("normal")
+    addable = other_rows[normal & other_rows.get("addable", True)].group.unique()
+    left = other_rows[normal].group.nunique() - max(counts)
+    if max(counts) > len(addable) or left < 1:
+        raise ValueError(f"counts: {max(counts)} of {len(addable)} normal patients cannot be added, with others left.")
+    rng, answers = np.random.default_rng(seed), []
+    scaler = StandardScaler().fit(known)
+    with threadpool_limits(1):  # the same bits on any number of cores
+        for draw in range(draws):
+            order = rng.permutation(addable)
+            asked = ~other_rows.group.isin(order[: max(counts)]).to_numpy()
+            for count in counts:
+                chosen = other_rows.group.isin(order[:count]).to_numpy()
+                x, y = np.concatenate([known, others[chosen]]), [*rows.label, *other_rows.label[chosen]]
+                model = LogisticRegression(C=0.1, max_iter=1000)
+                model.fit(scaler.transform(x), y, np.repeat([1.0, weight], [len(known), chosen.sum()]))
+                p = pd.DataFrame(model.predict_proba(scaler.transform(others[asked])), columns=model.classes_)
+                table = other_rows.loc[asked, NEEDED].reset_index(drop=True)
+                table["predicted"] = p.idxmax(axis=1)
+                table[PROBABILITIES] = p.reindex(columns=[c[2:] for c in PROBABILITIES], fill_value=0.0).to_numpy()
+                answers.append(table.assign(added=count, draw=draw))
+    return pd.concat(answers, ignore_index=True)
+
+
+def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Of each number of added patients: the share of normal and of covid images that is called covid, with intervals.
+
+    A row for each `added`: `normal called covid` and `covid recall` are means over the draws; `low` and `high` behind
+    them are the 95 % percentiles of what one draw gives on patients drawn anew (each resample takes one draw at random
+    and its evaluated patients with replacement): they cover which patients were added and which were evaluated.
+    """
+    check_table("answers", answers, ["label", "group", "predicted", "added", "draw"], "add_controls")
+    check_whole("resamples", resamples, 1)
+    check_whole("seed", seed)
+    found = []
+    for added, of_count in answers.groupby("added"):
+        row = {"added": added}
+        for label, name in (("normal", "normal called covid"), ("covid", "covid recall")):
+            some = of_count[of_count.label.eq(label)].assign(hit=lambda t: t.predicted.eq("covid"))
+            if some.empty:
+                continue
+            rng = np.random.default_rng(seed)
+            patients = [part.groupby("group").hit.agg(["sum", "size"]).to_numpy() for _, part in some.groupby("draw")]
+            drawn = []
+            for _ in range(resamples):
+                one = patients[rng.integers(len(patients))]
+                hits, images = one[rng.integers(len(one), size=len(one))].sum(axis=0)
+                drawn.append(hits / images)
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            row |= {name: np.mean([p[:, 0].sum() / p[:, 1].sum() for p in patients])}
+            row |= {f"{name} low": low, f"{name} high": high}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def load_external(folder: str | Path, images: pd.DataFrame, size: int = 224, near: float = 0.95) -> Split:
+    """The images of `folder`, which no network has seen, as one `Split`; what training could know is left out, aloud.
+
+    images: the audited table that the networks were trained from. Left out are files that cannot be read, exact, near
+    or mirrored duplicates of `images` (as `audit_images` finds them), and patients that are in it. Classes may be
+    absent. Raises ValueError when nothing is left.
+    """
+    check_table("images", images, ["file", "label", "problem"], "audit_images")
+    check_size(size)
+    external = audit_images(find_images(folder, least_classes=1), near)
+    external = external[external.problem.eq("")].reset_index(drop=True)
+    ours, theirs = (_audited(_root(table), table.file[table.problem.eq("")])[1] for table in (images, external))
+    mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
+    known = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
+    patient = (external.patient.notna() & external.patient.isin(images.patient)).to_numpy()
+    print(
+        f"{len(external)} external images; left out: {known.sum()} that training has too, "
+        f"{(patient & ~known).sum()} of patients in training."
+    )
+    external = external[~known & ~patient].reset_index(drop=True)
+    if external.empty:
+        raise ValueError(f"folder: {str(folder)!r} holds no image that training does not know.")
+    print(", ".join(f"{name} {n}" for name, n in external.label.value_counts().sort_index().items()))
+    pixels = np.stack([resize(read_image(_root(external) / file), size) for file in external.file])
+    return Split(external.assign(mirrored=False), pixels, np.arange(len(external)))
+
+
+def covid_vs_normal(predictions: pd.DataFrame, illness: str | None = "covid", within: bool = False) -> pd.DataFrame:
+    """The covid and normal images of a predictions table, with probabilities of two classes: p / (p + p_normal).
+
+    A network of three classes may call a covid image "virus"; the binary question uses the odds of two classes alone
+    (pairwise comparison: Hand & Till 2001). illness: whose probability is the positive one, "covid" or "virus"; None
+    leaves the probabilities as they are. within: keep only the sources that hold both classes, see `within_sources`;
+    an AUC over several sources may measure how well the sources are told apart.
+    """
+    check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
+    check_choice("illness", illness, ("covid", "virus", None))
+    check_flag("within", within)
+    table = predictions[predictions.label.ne("virus")].copy()
+    if within:
+        check_predictions(predictions, needed=["source"])
+        table = table[within_sources(table)]
+    if illness is None:
+        return table
+    ill, well = table[f"p_{illness}"], table.p_normal
+    table["p_covid"] = (ill / (ill + well).where(ill + well > 0)).fillna(0.5)
+    table["p_normal"], table["p_virus"] = 1 - table.p_covid, 0.0
+    table["predicted"] = np.where(table.p_covid > 0.5, "covid", "normal")
+    return table
+
+
+def within_sources(rows: pd.DataFrame) -> np.ndarray:
+    """True for each of `rows` whose source holds normal and other images: there the source does not give the class.
+
+    Raises ValueError without a column `source`, or when no source holds both.
+    """
+    check_table("rows", rows, ["label", "source"], "find_images")
+    normal = rows.label.eq("normal").groupby(rows.source)
+    both = normal.transform("any") & ~normal.transform("all")
+    if not both.any():
+        raise ValueError("rows: no source holds normal and other images, so nothing can be learned within one.")
+    return both.to_numpy()
+
+
+def shared_sources(data: PreparedData) -> PreparedData:
+    """`data` whose training and validation keep only what lies `within_sources`; the test side stays whole."""
+    check_data(data)
+    known = data.train.rows.source[within_sources(data.train.rows)].unique()
+    sides = {}
+    for side in ("train", "val"):
+        split = getattr(data, side)
+        keep = split.rows.source.isin(known).to_numpy()
+        sides[side] = Split(split.rows[keep].reset_index(drop=True), split.pixels, split.positions[keep])
+    return replace(data, **sides)
+
+
+@torch.no_grad()
+def features(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.ndarray:
+    """What the last layer of a network sees of each image of `split`: float32 [images, features], in fp32."""
+    check_use(model, split, batch_size)
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    if not layers:
+        raise ValueError(f"model: {str(model)[:50]!r} has no linear layer at its end, whose input to take.")
+    device, found, was_training = next(model.parameters()).device, [], model.training
+    hook = layers[-1].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
+    model.eval()
+    try:
+        for indices in batches(split, batch_size):
+            with memory_for(len(indices)):
+                model(to_input(split.take(indices), model, device))
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return torch.cat(found).numpy()
+
+
+def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
+    """Log-odds of pneumonia (any class but normal) for each row of the features `asked` [images, d].
+
+    A logistic regression on the features `known` of the training `rows` that lie `within_sources`: the source cannot
+    help it.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    within = within_sources(rows)
+    known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
+    d = known.shape[1]
+    asked = check_array("asked", asked, (None, d), f"as many features an image as known has, {d}")
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    with threadpool_limits(1):  # the same bits on any number of cores
+        model.fit(known[within], rows.label.to_numpy()[within] != "normal")
+        return model.decision_function(asked)
+
+
+def covid_auc(rows: pd.DataFrame, scores: np.ndarray) -> dict:
+    """AUC of covid against normal by any score, high for ill, with its interval over groups: as `compute_metrics`."""
+    check_table("rows", rows, ["file", "label"], "find_images")
+    p = scipy.special.expit(_one_each("scores", scores, rows))
+    table = rows.assign(predicted="covid", p_covid=p, p_normal=1 - p, p_virus=0.0)
+    return compute_metrics(table[table.label.ne("virus")])
+
+
+def uncertainty(predictions: pd.DataFrame, ill: np.ndarray) -> np.ndarray:
+    """Uncertainty score of each answer: high for covid on an image that looks normal by `pneumonia_scores`.
+
+    Other answers have minus infinity. Abstain above a threshold, say the one that abstains on a tenth of validation.
+    """
+    check_predictions(predictions)
+    return np.where(predictions.predicted.eq("covid"), -_one_each("ill", ill, predictions), -np.inf)
+
+
+def _one_each(argument, numbers, predictions):
+    """`numbers` as an array, one for each prediction; raise ValueError for another count or not a number."""
+    n = len(predictions)
+    return check_array(argument, numbers, (n,), f"one number for each of {n} predictions", lambda x: ~np.isnan(x))
+
+
+def risk_coverage(predictions: pd.DataFrame, doubt: np.ndarray) -> pd.DataFrame:
+    """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the answers that are left after abstaining.
+
+    One row for each number of answered images, the least uncertain first; it starts with all that have minus infinity.
+    Ties are in the order of the table.
+    """
+    check_predictions(predictions)
+    doubt = _one_each("doubt", doubt, predictions)
+    order, first = np.argsort(doubt, kind="stable"), max(0, np.isneginf(doubt).sum() - 1)
+    wrong = predictions.label.ne(predictions.predicted).to_numpy()[order]
+    answered = np.arange(1, len(wrong) + 1)
+    return pd.DataFrame({"coverage": answered / len(wrong), "risk": wrong.cumsum() / answered})[first:]
+
+
+def abstain(predictions: pd.DataFrame, doubt: np.ndarray, threshold: float) -> dict:
+    """Shares after abstaining above `threshold`, with 95 % intervals over groups, as a dict.
+
+    `answered` of all images, `covid_answered` of the covid images, and `normal_safe`: normal images without an answer
+    or not called covid.
+    """
+    check_predictions(predictions)
+    check_number("threshold", threshold, lambda t: t == t, "a number")
+    kept = _one_each("doubt", doubt, predictions) <= threshold
+    covid, normal = (predictions.label.eq(name).to_numpy() for name in ("covid", "normal"))
+    safe = ~kept | predictions.predicted.ne("covid").to_numpy()
+    groups = predictions["group" if "group" in predictions else "file"].to_numpy()
+    parts = {"answered": (kept, kept >= 0), "covid_answered": (kept, covid), "normal_safe": (safe, normal)}
+    result = {"images": len(predictions)}
+    for name, (hit, of) in parts.items():
+        share = grouped_mean(pd.DataFrame({name: hit[of]}), groups[of]) if of.any() else {name: None}
+        result |= {name: share[name], f"{name}_interval": share.get(f"{name}_interval")}
+    return result

@@ -1,0 +1,242 @@
+"""Images of one size as one memory-mapped array on disk; `load_data` goes all the way."""
+
+import hashlib
+import json
+import os
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from ._support.checks import check_kind, check_size, check_table
+from ._support.decode import _decode
+from ._support.files import _crc32, _folder_beside, _in_threads, _writing_to
+from ._support.paths import data_dir, default_size, is_sample, outputs_dir
+from .audit import audit_images
+from .constants import CLASSES, SPLITS
+from .images import _root, describe_images, find_images, resize
+from .splits import _check_split, split_images
+
+SUMMED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is summed when it is opened
+PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
+
+
+def check_data(data):
+    """`data` is a prepared set."""
+    check_kind("data", data, PreparedData, "prepared set", "what prepare or load_data returned")
+
+
+def check_split(split):
+    """`split` is one side of a prepared set, with images."""
+    check_kind("split", split, Split, "side of a prepared set", "data.test, say")
+    if not len(split):
+        raise ValueError("split: there are no images in it; pass a side of a prepared set that has some.")
+
+
+@dataclass
+class Split:
+    """One side of a prepared set: `rows` (file, label, group, mirrored, ...) and the pixels behind them."""
+
+    rows: pd.DataFrame
+    pixels: np.ndarray  # uint8 [N, size, size, 3], memory-mapped, of all images
+    positions: np.ndarray  # int [len(rows)], where each row's pixels are
+
+    def __len__(self):
+        return len(self.rows)
+
+    @cached_property
+    def labels(self):
+        """Class indices, int64 [len]."""
+        return self.rows.label.map({name: i for i, name in enumerate(CLASSES)}).to_numpy(np.int64)
+
+    def take(self, indices):
+        """The images at `indices` as uint8 [B, size, size, 3], mirrored where the row says so."""
+        batch = self.pixels[self.positions[indices]]
+        flip = self.rows.mirrored.to_numpy()[indices]
+        batch[flip] = batch[flip][:, :, ::-1]
+        return batch
+
+    def fingerprint(self):
+        """sha256 over rows and pixels: the same images in the same order give the same, wherever they lie."""
+        digest = hashlib.sha256(
+            self.rows[["file", "label", "mirrored"]].to_csv(index=False, lineterminator="\n").encode()
+        )
+        for start in range(0, len(self), 16):  # few: they stay in the cache
+            digest.update(self.pixels[self.positions[start : start + 16]])
+        return digest.hexdigest()
+
+
+@dataclass
+class PreparedData:
+    """The three sides of a prepared set, and how they were made (`protocol`, `seed`, `mirror`, `size`)."""
+
+    train: Split
+    val: Split
+    test: Split
+    settings: dict
+    is_sample: bool = False
+
+    @property
+    def name(self):
+        """The protocol, and "_sample" behind it for the bundled sample: the end of the names of its runs."""
+        return self.settings["protocol"] + ("_sample" if self.is_sample else "")
+
+
+def prepare(images: pd.DataFrame, size: int = 224) -> PreparedData:
+    """Bring all images to uint8 [N, size, size, 3] once, on disk, and return the sides: `.train .val .test`.
+
+    `images` is the table of `split_images`. The array lies in `outputs/prepared/<key>/`, keyed by what went in
+    (names, sizes and times of the files, `size`), and is read memory-mapped by every later call. Of a folder that was
+    prepared before, only new or changed files are decoded; a JPEG is decoded at a half, a quarter or an eighth of its
+    size where each side keeps twice `size`. A set whose array is not as noted in meta.json is made again, and that is
+    said. (Of over 200 MB, length and time alone are compared; but `fit` hashes the pixels and takes changed ones for
+    other data.)
+    Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read,
+    and for a folder that is full or cannot be written to.
+    """
+    check_size(size)
+    check_table("images", images, ["file", "label", "split", "mirrored"], "split_images")
+    for name in SPLITS:
+        if not images.split.eq(name).any():
+            raise ValueError(f"images: no rows with split {name!r}; {images.file.nunique()} images are too few.")
+    root, size = _root(images), int(size)
+    positions, files = images.file.factorize(sort=True)
+    files = files.tolist()
+    stats, start = [], f"{root}{os.sep}"
+    try:
+        for file in files:
+            stat = os.stat(start + file)  # as text: of 100,000 files a path each takes longer than the rest
+            stats.append((file, stat.st_size, stat.st_mtime_ns))
+    except (OSError, ValueError):
+        with _named(file):
+            raise
+    key = hashlib.sha256(json.dumps([PREPARED_VERSION, str(root), size, stats]).encode()).hexdigest()[:16]
+    folder = outputs_dir("prepared", key)
+    if not _is_whole(folder):
+        if folder.is_dir():
+            print(f"prepare: the set in {folder} is incomplete or was changed; it is made again.")
+        _write_prepared(root, stats, size, folder)
+    pixels = np.load(folder / "images.npy", mmap_mode="r")
+    sides = {}
+    for name in SPLITS:
+        here = images.split.eq(name).to_numpy()
+        sides[name] = Split(images[here].reset_index(drop=True), pixels, positions[here])
+    settings = {k: images.attrs.get(k) for k in ("protocol", "seed", "mirror")}
+    return PreparedData(**sides, settings={**settings, "size": size}, is_sample=is_sample(images))
+
+
+def load_data(protocol: str = "grouped", seed: int = 0, mirror: bool = True, size: int | None = None) -> PreparedData:
+    """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are.
+
+    size: pixels along a side of a prepared image; None: 112 on the bundled sample, 224 on other images.
+    """
+    _check_split(protocol, seed, mirror)  # before the audit, which takes its time
+    if size is not None:
+        check_size(size)
+    images = audit_images(find_images(data_dir()))
+    size = default_size(images) if size is None else size
+    data = prepare(split_images(images, protocol=protocol, seed=seed, mirror=mirror), size=size)
+    print(describe_images(images))
+    print(
+        ", ".join(f"{side} {len(getattr(data, side))}" for side in SPLITS),
+        f"(protocol {protocol}, mirror {mirror}, {size} pixels)",
+    )
+    return data
+
+
+@contextmanager
+def _named(file):
+    """An image that cannot be read, or is no longer there: OSError with its name, and what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"images: {file!r} cannot be read ({reason}). Run audit_images first: it leaves such files out "
+            "(where it does not, remove outputs/audited before)."
+        ) from error
+
+
+def _is_whole(folder):
+    """True if the array of a prepared set is as noted when it was made: length, time, and, up to 200 MB, content."""
+    try:
+        meta, stat = json.loads((folder / "meta.json").read_text()), os.stat(folder / "images.npy")
+        if (meta["bytes"], meta["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+            return False
+        return stat.st_size > SUMMED or meta.get("crc32") in (None, _crc32(folder / "images.npy"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _prepared_before(root, stats, size, parent):
+    """What another set of the same folder has: its pixels, and the place in them of each unchanged file."""
+    best, pixels = {}, None
+    for meta in parent.glob("*/meta.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(meta.read_text())
+            if [known[key] for key in ("version", "root", "size")] != [PREPARED_VERSION, str(root), size]:
+                continue
+            index = pd.read_csv(meta.with_name("index.csv"), dtype={"file": str}, keep_default_na=False)
+            where = {
+                row: i for i, row in enumerate(index[["file", "bytes", "mtime_ns"]].itertuples(index=False, name=None))
+            }
+            same = {row[0]: where[row] for row in stats if row in where}
+            if len(same) > len(best) and _is_whole(meta.parent):
+                best, pixels = same, np.load(meta.with_name("images.npy"), mmap_mode="r")
+    return best, pixels
+
+
+def _write_prepared(root, stats, size, folder):
+    files = [file for file, *_ in stats]
+    with _writing_to(folder.parent), _folder_beside(folder) as temporary:
+        whole = temporary / "set"
+        whole.mkdir()
+        before = _prepared_before(root, stats, size, folder.parent)
+        _write_pixels(root, files, size, whole / "images.npy", *before)
+        pd.DataFrame(stats, columns=["file", "bytes", "mtime_ns"]).to_csv(whole / "index.csv", index=False)
+        stat = os.stat(whole / "images.npy")
+        meta = {"version": PREPARED_VERSION, "root": str(root), "images": len(files), "size": size}
+        meta |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        if stat.st_size <= SUMMED:
+            meta["crc32"] = _crc32(whole / "images.npy")
+        (whole / "meta.json").write_text(json.dumps(meta))
+        try:
+            os.replace(whole, folder)
+        except OSError:
+            if _is_whole(folder):  # another process was faster; its set has the same key, so the same pixels
+                return
+            if not folder.is_dir():
+                raise
+            for name in ("images.npy", "index.csv", "meta.json"):  # a changed set: these three alone
+                os.replace(whole / name, folder / name)
+
+
+def _write_pixels(root, files, size, path, known, pixels_before):
+    """By plain writes: on a full disk a write is an error, but a memory map kills the process.
+
+    What `known` holds, `{file: place in pixels_before}`, is copied and not decoded.
+    """
+    with open(path, "wb") as array:
+        header = dict(descr="|u1", fortran_order=False, shape=(len(files), size, size, 3))
+        np.lib.format.write_array_header_1_0(array, header)
+        start, lock = array.tell(), threading.Lock()
+
+        def bring(i):
+            if files[i] in known:
+                pixels = pixels_before[known[files[i]]]
+            else:
+                with _named(files[i]):
+                    pixels = resize(_decode(root / files[i], 2 * size)[0], size)
+            with lock:
+                array.seek(start + i * pixels.nbytes)
+                array.write(pixels)
+
+        _in_threads(bring, range(len(files)), "prepare")
+        array.flush()
+        os.fsync(array.fileno())
+    earlier = os.stat(path).st_mtime_ns - 10**10  # ten seconds: a coarse clock, too, tells a later write from ours
+    with suppress(OSError):
+        os.utime(path, ns=(earlier, earlier))
