@@ -1,7 +1,7 @@
 """Helpers of the chest X-ray course, in the order the data goes. `import xray_utils as xu` is all it takes.
 
-Every function raises ValueError for an argument that will not do: the words begin with its name and say what would.
-What else one raises stands in its docstring.
+Every function raises ValueError for a bad argument; the message begins with its name and says what is allowed.
+Other exceptions are listed in the docstrings.
 A module is imported when one of its names is first used: torch alone takes seconds, and not every page needs it.
 The names are listed in `__init__.pyi`, which editors read, too.
 """

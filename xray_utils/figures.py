@@ -33,7 +33,7 @@ def plot_history(histories: dict) -> Figure:
             for loss in (history.train_loss, history.val_loss):
                 lows.append(loss.min())
                 highest, next_to_it = loss.max(), loss.drop(loss.idxmax()).max()
-                peak = highest > 1.5 * max(next_to_it, np.log(len(CLASSES)))  # the logarithm: what guessing costs
+                peak = highest > 1.5 * max(next_to_it, np.log(len(CLASSES)))  # loss at chance
                 tops.append(next_to_it if peak else highest)
                 peaks += [highest] if peak else []
             for axis, what in zip(axes[0], ends, strict=True):

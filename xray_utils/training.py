@@ -61,7 +61,7 @@ def estimate_time(
         f"Training for {_count(epochs, 'epoch')} on this {_device_name(device)}, in {precision}, takes about "
         f"{_count(minutes, 'minute') if minutes < 90 else f'{seconds / 3600:.1f} hours'}, going by one batch.\n"
         "A complete run is loaded, not repeated. A GPU is faster. Colab: Runtime, Change runtime type, T4 GPU. Kaggle: "
-        "Settings,\nAccelerator. Internally: an NVIDIA card, and the torch made for it, see https://pytorch.org."
+        "Settings,\nAccelerator. Your own computer: an NVIDIA card, and the torch made for it, see https://pytorch.org."
     )
     return float(seconds)
 
@@ -139,7 +139,7 @@ def fit(
 @memory_kept()
 @torch.no_grad()
 def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.DataFrame:
-    """The network's answer to each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
+    """Predictions of the network for each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
 
     `group`, `mirrored`, `source` and `view` of the images stand behind, where known. Raises ValueError for an empty
     split or a model with another number of classes, RuntimeError when memory runs out, with a batch size to try.

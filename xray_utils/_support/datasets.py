@@ -106,9 +106,9 @@ def use_images(source: str | None = None) -> None:
 
 
 def _images_of(source):
-    """The folder for `use_images`, if it can be read, and where it can be had again (as `_chosen` gives it).
+    """The folder for `use_images`, if it can be read, and its source for a new download (as `_chosen` gives it).
 
-    A set or an archive is brought to `data/xray`.
+    A set or an archive is fetched or unpacked to `data/xray`.
     """
     own = repository_dir() / "data" / "xray"
     if source == "sample":

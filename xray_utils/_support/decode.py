@@ -24,7 +24,7 @@ def _decode(path, least=None):
     least: a JPEG may come at half, a quarter or an eighth of its size, while each side keeps so many pixels.
     """
     name = Path(path).name
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe or a device may never end
         raise OSError(f"{name}: no ordinary file.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -91,7 +91,7 @@ def _to_rgb(image, inverted):
 
 
 def _hush_pillow():
-    """Pillow logs broken files and its libtiff prints each bad row: the reason in the audit table is enough."""
+    """Silence Pillow and libtiff warnings; the audit table records the reason."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         library = ctypes.CDLL(Image.core.__file__)

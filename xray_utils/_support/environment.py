@@ -1,7 +1,7 @@
-"""What requirements.txt asks for, what of it is here, and what to do.
+"""Compare the installed packages with requirements.txt, and install what is missing.
 
 The set-up cell runs this file before anything is installed, so it needs Python and pip alone. Run by itself it writes
-the address of a copy of the course into all notebooks: `python3 xray_utils/environment.py https://...`.
+the address of a copy of the course into all notebooks: `python3 xray_utils/_support/environment.py https://...`.
 """
 
 import importlib

@@ -20,7 +20,7 @@ from .paths import outputs_dir
 
 
 def progress(iterable, what, total=None):
-    """A progress bar that is gone when it is done; `TQDM_DISABLE=1` in the environment turns all of them off.
+    """A progress bar that disappears at the end; `TQDM_DISABLE=1` in the environment turns all of them off.
 
     Of several processes the first alone has one.
     """
@@ -52,7 +52,7 @@ def whole_file(path):
 
 @contextmanager
 def _writing_to(folder):
-    """Makes `folder`; an OSError of the system while writing there becomes one that says where, and what to do."""
+    """Make `folder`; re-raise an OSError with the folder's name and a remedy."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -75,7 +75,7 @@ def _folder_beside(folder):
 
 
 def _remove_stale(path):
-    """What killed processes left beside `path` under temporary names; one that still writes did so within the hour."""
+    """Temporary files that killed processes left beside `path`: those not modified within the last hour."""
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with suppress(OSError):  # another process may remove it, too
             if time.time() - max(part.stat().st_mtime for part in (old, *old.rglob("*"))) > 3600:
@@ -83,7 +83,7 @@ def _remove_stale(path):
 
 
 def _crc32(path):
-    """The checksum of a file: against a disk that forgets, not against an enemy; twice as fast as a hash."""
+    """CRC of a file: detects accidental damage, not tampering; twice as fast as a hash."""
     return zlib.crc32(np.memmap(path, np.uint8, "r"))
 
 

@@ -26,10 +26,10 @@ def memory_for(batch_size):
 
 @contextmanager
 def memory_kept():
-    """Keep what a layer frees for the next one; else glibc hands it back, and the system clears it each time anew.
+    """Reuse memory freed by a layer; otherwise glibc returns it and the system clears it again each time.
 
-    At the end what is free is handed back; an inner use ends the outer one. glibc's settings for this, those of
-    the environment too, are replaced. Elsewhere than on Linux nothing changes. Source: man 3 mallopt.
+    At the end free memory is returned; an inner use ends the outer one. glibc's settings for this, those of
+    the environment too, are replaced. Only on Linux; no effect on other systems. Source: man 3 mallopt.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "malloc_trim"):  # another library than glibc

@@ -54,7 +54,7 @@ def _config(model, data, name, settings):
 
 
 def _run_folder(name, config, write=True):
-    """The newest folder of this name if it holds this very run; else the next free one, said aloud.
+    """The newest folder of this name if it holds the same run; else the next free one, with a message.
 
     Of several processes one may `write`: the others come to the same folder, whether its config is there yet or not.
     """
@@ -78,7 +78,7 @@ def _run_folder(name, config, write=True):
 
 
 def _kept(folder, history):
-    """What there is to go on with when training stops early."""
+    """Message: what is kept when training stops early."""
     if not history:
         return "No epoch is complete yet."
     return (

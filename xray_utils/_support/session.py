@@ -28,7 +28,7 @@ LOOK_EVERY = 20  # steps on a GPU between two looks at the counters: a look wait
 
 
 class Counters:
-    """Sums of loss, right answers and images, kept on the device: adding to them waits for nothing."""
+    """Sums of loss, right predictions and images, kept on the device to avoid synchronisation."""
 
     def __init__(self, device):
         self.sums = torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
@@ -46,7 +46,7 @@ class Counters:
 
 
 class Session:
-    """What a training needs around its loop; a `with` block of it ends with a finished run or says what is kept."""
+    """Everything `fit` needs around its loop; a `with` block ends with a finished run or a report of what is kept."""
 
     def __init__(self, model, data, name, settings):
         settings = {**settings, "precision": choose_precision(settings["precision"])}
@@ -166,7 +166,7 @@ class Session:
 
     @contextmanager
     def guarded(self):
-        """Around the loop: at its end the run is finished; where it breaks off, what is kept is said."""
+        """Context of the loop: finish the run at its end; on an error, report what is kept."""
         try:
             yield
         except KeyboardInterrupt:
@@ -187,7 +187,7 @@ class Session:
             self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
 
     def advice(self):
-        """What to try where a loss is not finite."""
+        """Advice for a loss that is not finite."""
         return f"Try a lower lr than {self.settings['lr']}, or precision='fp32'."
 
 

@@ -69,7 +69,7 @@ class CourseFigure(Figure):
         display({**data, "text/plain": self.in_words()}, metadata=metadata, raw=True)
 
     def in_words(self):
-        """Titles and axes in one line: what a reader of the screen hears where a page has no other words for it."""
+        """Titles and axes in one line: the default alt text for screen readers."""
         words = [self.get_suptitle()]
         for axes in self.axes:
             words += [axes.get_title(place) for place in ("left", "center")] + [axes.get_xlabel(), axes.get_ylabel()]

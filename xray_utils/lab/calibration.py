@@ -1,4 +1,4 @@
-"""Calibration: is a network as often right as it is sure? Temperature scaling."""
+"""Calibration error, reliability table and temperature scaling."""
 
 import numpy as np
 import pandas as pd
@@ -9,13 +9,13 @@ from ..constants import CLASSES, PROBABILITIES
 
 
 def calibration_error(predictions: pd.DataFrame, bins: int = 10) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, over `bins` of equal width (Guo 2017)."""
+    """Expected calibration error: mean |confidence - accuracy| over `bins` of equal width, weighted (Guo 2017)."""
     table = reliability(predictions, bins)
     return float((table.images * (table.accuracy - table.confidence).abs()).sum() / table.images.sum())
 
 
 def reliability(predictions, bins=10):
-    """Of each bin of confidence: mean confidence, accuracy and number of images (Guo et al. 2017, arXiv:1706.04599)."""
+    """For each confidence bin: mean confidence, accuracy and number of images (Guo et al. 2017, arXiv:1706.04599)."""
     check_predictions(predictions, needed=PROBABILITIES)
     check_whole("bins", bins, 1)
     confidence = predictions[PROBABILITIES].max(axis=1)
@@ -28,7 +28,7 @@ def reliability(predictions, bins=10):
 
 
 def fit_temperature(validation: pd.DataFrame) -> float:
-    """The number that the logits of `validation` are best divided by (Guo et al. 2017); above 1: too sure."""
+    """Temperature that minimises the cross-entropy on `validation` (Guo et al. 2017); above 1: overconfident."""
     check_predictions(validation, "validation", PROBABILITIES)
     logits = np.log(validation[PROBABILITIES].to_numpy().clip(1e-12))
     own = np.take_along_axis(logits, validation.label.map(CLASSES.index).to_numpy()[:, None], axis=1)[:, 0]
@@ -41,7 +41,7 @@ def fit_temperature(validation: pd.DataFrame) -> float:
 
 
 def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
-    """The same predictions with calmer (above 1) or surer (below 1) probabilities; the class stays."""
+    """Predictions with lower (above 1) or higher (below 1) confidence; the predicted class is unchanged."""
     check_predictions(predictions, needed=PROBABILITIES)
     check_number("temperature", temperature, lambda t: 0 < t < np.inf, "a positive number")
     logits = np.log(predictions[PROBABILITIES].clip(1e-12)) / temperature

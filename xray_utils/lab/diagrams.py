@@ -1,4 +1,4 @@
-"""Drawings of networks, made from the networks themselves: modules, shapes and sums are read off."""
+"""Diagrams of networks, drawn from their modules and shapes."""
 
 import operator
 import re

@@ -41,12 +41,12 @@ def add_controls(
     weight: float = 1.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Answers of logistic regressions that learned from `rows` and from normal patients of `other_rows`.
+    """Predictions of logistic regressions trained on `rows` and on normal patients of `other_rows`.
 
     known, others: features of the images [n, d], of training and of other hospitals (see `features`). In each draw the
     normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all others are evaluated, with
     all images of other classes, so that nobody is in training and in the test. The column addable of `other_rows`, if
-    there is one, says who may be added at all (to leave one hospital out). weight: of an added image in the loss.
+    there is one, marks the rows that may be added (to leave one hospital out). weight: of an added image in the loss.
     Returns a predictions table with the columns `added` (patients) and `draw`. Raises ValueError for counts that leave
     no normal patient to evaluate.
     """
@@ -89,7 +89,7 @@ def add_controls(
 
 
 def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Of each number of added patients: the share of normal and of covid images that is called covid, with intervals.
+    """Share of normal and of covid images called covid, with intervals, for each number of added patients.
 
     A row for each `added`: `normal called covid` and `covid recall` are means over the draws; `low` and `high` behind
     them are the 95 % percentiles of what one draw gives on patients drawn anew (each resample takes one draw at random
@@ -120,7 +120,7 @@ def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) 
 
 
 def load_external(folder: str | Path, images: pd.DataFrame, size: int = 224, near: float = 0.95) -> Split:
-    """The images of `folder`, which no network has seen, as one `Split`; what training could know is left out, aloud.
+    """The images of `folder` as one `Split`, without those related to training; print how many are left out.
 
     images: the audited table that the networks were trained from. Left out are files that cannot be read, exact, near
     or mirrored duplicates of `images` (as `audit_images` finds them), and patients that are in it. Classes may be
@@ -152,7 +152,7 @@ def covid_vs_normal(predictions: pd.DataFrame, illness: str | None = "covid", wi
     A network of three classes may call a covid image "virus"; the binary question uses the odds of two classes alone
     (pairwise comparison: Hand & Till 2001). illness: whose probability is the positive one, "covid" or "virus"; None
     leaves the probabilities as they are. within: keep only the sources that hold both classes, see `within_sources`;
-    an AUC over several sources may measure how well the sources are told apart.
+    an AUC over several sources may measure how well the sources are separated.
     """
     check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
     check_choice("illness", illness, ("covid", "virus", None))
@@ -197,7 +197,7 @@ def shared_sources(data: PreparedData) -> PreparedData:
 
 @torch.no_grad()
 def features(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.ndarray:
-    """What the last layer of a network sees of each image of `split`: float32 [images, features], in fp32."""
+    """Input of the network's last layer for each image of `split`: float32 [images, features], computed in fp32."""
     check_use(model, split, batch_size)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     if not layers:
@@ -236,7 +236,7 @@ def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, asked: np.ndarray) -
 
 
 def covid_auc(rows: pd.DataFrame, scores: np.ndarray) -> dict:
-    """AUC of covid against normal by any score, high for ill, with its interval over groups: as `compute_metrics`."""
+    """AUC of covid against normal for a score that is high for covid, with its interval: as `compute_metrics`."""
     check_table("rows", rows, ["file", "label"], "find_images")
     p = scipy.special.expit(_one_each("scores", scores, rows))
     table = rows.assign(predicted="covid", p_covid=p, p_normal=1 - p, p_virus=0.0)
@@ -244,9 +244,9 @@ def covid_auc(rows: pd.DataFrame, scores: np.ndarray) -> dict:
 
 
 def uncertainty(predictions: pd.DataFrame, ill: np.ndarray) -> np.ndarray:
-    """Uncertainty score of each answer: high for covid on an image that looks normal by `pneumonia_scores`.
+    """Uncertainty score of each prediction: high for covid on an image that looks normal by `pneumonia_scores`.
 
-    Other answers have minus infinity. Abstain above a threshold, say the one that abstains on a tenth of validation.
+    Other predictions get minus infinity. Abstain above a threshold, such as the 0.9 quantile on validation.
     """
     check_predictions(predictions)
     return np.where(predictions.predicted.eq("covid"), -_one_each("ill", ill, predictions), -np.inf)
@@ -259,7 +259,7 @@ def _one_each(argument, numbers, predictions):
 
 
 def risk_coverage(predictions: pd.DataFrame, doubt: np.ndarray) -> pd.DataFrame:
-    """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the answers that are left after abstaining.
+    """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the predictions that are left after abstaining.
 
     One row for each number of answered images, the least uncertain first; it starts with all that have minus infinity.
     Ties are in the order of the table.
@@ -275,8 +275,8 @@ def risk_coverage(predictions: pd.DataFrame, doubt: np.ndarray) -> pd.DataFrame:
 def abstain(predictions: pd.DataFrame, doubt: np.ndarray, threshold: float) -> dict:
     """Shares after abstaining above `threshold`, with 95 % intervals over groups, as a dict.
 
-    `answered` of all images, `covid_answered` of the covid images, and `normal_safe`: normal images without an answer
-    or not called covid.
+    `answered` of all images, `covid_answered` of the covid images, and `normal_safe`: normal images without a
+    prediction or not called covid.
     """
     check_predictions(predictions)
     check_number("threshold", threshold, lambda t: t == t, "a number")

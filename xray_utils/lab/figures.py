@@ -39,7 +39,7 @@ from .lungs import LungFields
 def plot_saliency(
     split: Split, maps: dict, predictions: dict, lungs: LungFields | None = None, which: str = "wrong", count: int = 5
 ) -> Figure:
-    """Where each network looks: its surest wrong answers, or the surest correct ones of each class.
+    """Saliency maps of the most confident wrong predictions, or of the most confident correct ones of each class.
 
     A row holds `count` images of a network, or of two where there are more than two networks.
 
@@ -119,7 +119,7 @@ def plot_reliability(predictions: dict) -> Figure:
 
 
 def plot_classification(answer) -> Figure:
-    """What `classify` says of one X-ray: what the network saw, where it looked (if that was asked), how sure it is."""
+    """One result of `classify`: the prepared image, its saliency map (if requested) and the probabilities."""
     if not hasattr(answer, "probabilities"):
         raise ValueError(f"answer: a {type(answer).__name__} is none; pass what classify returned.")
     columns = 2 if answer.where is None else 3
@@ -176,7 +176,7 @@ def plot_experiments(table: pd.DataFrame) -> Figure:
 def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Figure:
     """Probability of covid by true class, internal and external: predictions tables of the same network.
 
-    A point an image, a box the middle half of a class, a line its median. Classes that are absent have no column. Each
+    Point: an image. Box: the middle half of a class. Line: its median. Absent classes have no column. Each
     source of `external` has a panel of its own. The AUC is that of covid against normal, where both are there.
     """
     check_predictions(internal, "internal", PROBABILITIES)
@@ -285,7 +285,7 @@ def plot_controls(tables: dict) -> Figure:
 def plot_differences(differences: dict) -> Figure:
     """Differences of accuracy, each a dot with its 95 % interval: `{name: {"mean": .1, "interval": [0, .2]}}`.
 
-    Filled where the interval leaves out zero.
+    Filled if the interval excludes zero.
     """
     check_dict("differences", differences, '{"name": {"mean": .1, "interval": [0, .2]}}')
     for name, one in differences.items():
@@ -308,7 +308,7 @@ def plot_differences(differences: dict) -> Figure:
 
 
 def plot_seeds(seeds: pd.DataFrame) -> Figure:
-    """Accuracy of each seed as a dot, a bar at the mean, slides beside grouped: the table that `seed_table` takes."""
+    """Accuracy of each seed (dot) and their mean (bar), slides beside grouped. seeds: as for `seed_table`."""
     check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/scripts/external.py")
     networks = list(seeds.network.unique())
     with _figure(width=9, height=0.8 + 0.5 * len(networks)) as (figure, axes):

@@ -1,8 +1,8 @@
-"""Where are the lungs? A small U-Net that has seen no patient: it learned from phantoms alone, and needs no download.
+"""Lung segmentation by a small U-Net that was trained on phantoms alone; no download needed.
 
-The phantoms it learned from are far more varied than those of the sample (domain randomisation, Tobin et al. 2017,
+The training phantoms are far more varied than those of the sample (domain randomisation, Tobin et al. 2017,
 arXiv:1703.06907): bent, cropped, opaque, with wires, bars, gas and large hearts, in any contrast. Train it again in
-about a minute of one core: `python -m xray_utils.lungs`
+about a minute of one core: `python -m xray_utils.lab.lungs`
 """
 
 from functools import cache
@@ -91,7 +91,7 @@ def lung_fields(pixels: np.ndarray) -> LungFields:
 
     masks: bool [B, H, W]. score: the Dice that the network itself expects, in 0..1. trusted: the score is at least
     `TRUSTED`, and there are two lungs, one in each half of the image. results/README.md says how good it is; on
-    images that are no frontal chest X-rays it means nothing. Raises ValueError for anything but such pixels.
+    images that are not frontal chest X-rays it is meaningless. Raises ValueError for anything but such pixels.
     """
     check_pixels(pixels)
     network, parts = _network(), []

@@ -1,4 +1,4 @@
-"""Where does a network look? Grad-CAM, attention rollout, how much of a map lies in the lungs, and a sanity check."""
+"""Saliency maps: Grad-CAM, attention rollout, the share of a map inside the lungs, and a sanity check."""
 
 import numpy as np
 import pandas as pd
@@ -39,11 +39,11 @@ def _to_image(maps, size):
 def grad_cam(
     model: torch.nn.Module, split: Split, target: str | None = None, layer: str | None = None, batch_size: int = 32
 ) -> np.ndarray:
-    """What speaks for a class in the last convolutions of a CNN, float32 [B, H, W] in 0..1 (Selvaraju et al. 2017).
+    """Grad-CAM: evidence for a class in the last convolutions, float32 [B, H, W] in 0..1 (Selvaraju et al. 2017).
 
     target: None for the class that is predicted, the name of one, or a list with one an image (arXiv:1610.02391).
     layer: the module whose output [B, C, h, w] is weighed, by name; None for the last stage of the course's CNNs.
-    A map is all 0 where nothing speaks for the class. The model is left as it was. Raises ValueError for a network
+    A map is all 0 if nothing supports the class. The model is not changed. Raises ValueError for a network
     whose last stage is not known, or that is no CNN there.
     """
     check_use(model, split, batch_size)
@@ -75,10 +75,10 @@ def grad_cam(
 
 @torch.no_grad()
 def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16) -> np.ndarray:
-    """What reaches the class token of a ViT through all layers, float32 [B, H, W] in 0..1 (Abnar & Zuidema 2020).
+    """Attention rollout to the class token of a ViT, float32 [B, H, W] in 0..1 (Abnar & Zuidema 2020).
 
     Attention of the heads averaged, half of it the skip connection, multiplied layer by layer (arXiv:2005.00928). It
-    is the same for every class. The model is left as it was. Raises ValueError for anything but a Hugging Face ViT.
+    is the same for every class. The model is not changed. Raises ValueError for anything but a Hugging Face ViT.
     """
     check_use(model, split, batch_size)
     config = getattr(model, "config", None)
@@ -117,7 +117,7 @@ def saliency_maps(model: torch.nn.Module, split: Split, target: str | None = Non
 
 
 def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
-    """How much of each map [B, H, W] lies inside the mask, and what a uniform map would have there: a row an image.
+    """Share of each map [B, H, W] inside the mask, and the share of a uniform map: a row for each image.
 
     Columns `share` (of the map's mass; not a number where the map is all 0), `area` (of the image) and their
     `difference`. Raises ValueError where maps and masks do not fit together.
@@ -137,7 +137,7 @@ def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
 
 
 def randomised(model, seed=0):
-    """The same network with new random weights, another draw than the one that training began with."""
+    """The same network with new random weights, which differ from the initial weights of the training."""
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # far from the seeds that networks begin with
@@ -151,7 +151,7 @@ def randomised(model, seed=0):
 def sanity_check(model: torch.nn.Module, split: Split, seed: int = 0, batch_size: int = 16) -> np.ndarray:
     """Rank correlation of each map with that of the same network with random weights, [B] (Adebayo et al. 2018).
 
-    A map that stays alike shows the image or the architecture, and nothing that was learned (arXiv:1810.03292): near
+    A map that hardly changes shows the image or the architecture, not what was learned (arXiv:1810.03292): near
     0 is good, near 1 disqualifies the map. The class asked for is the one that the trained network predicts. Not a
     number where one of the two maps is the same everywhere. Raises ValueError for a network that is none of the course.
     """

@@ -1,7 +1,7 @@
-"""Does a classifier read the disease, or where the image comes from? Experiments that try to break a result.
+"""Shortcut experiments: does a classifier use the disease, or the source of the image?
 
-What can be told without looking at the lungs: logistic regressions, each image answered by a model that has seen no
-image of its patient. What is left in another hospital: `load_external`.
+The baselines are logistic regressions that do not see the lungs, cross-validated over patients. For external
+validation see `load_external`.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def hide_border(pixels):
 
 
 def blur(pixels, radius=8):
-    """A heavy Gaussian blur of `radius` pixels: tone and outline stay, the texture of the lungs goes."""
+    """A heavy Gaussian blur of `radius` pixels: removes the texture of the lungs, keeps tone and outline."""
     return np.stack([np.asarray(Image.fromarray(one).filter(ImageFilter.GaussianBlur(radius))) for one in pixels])
 
 
@@ -119,7 +119,7 @@ def change_data(data: PreparedData, change: str | Callable) -> PreparedData:
 
 
 def plant_marker(split: Split, shift: int = 0, share: float = 0.07) -> Split:
-    """A copy of `split`, in memory, with a marker in the upper left corner that goes with the class.
+    """A copy of `split`, in memory, with a marker for its class in the upper left corner.
 
     Stripes for covid, columns for normal, a chessboard for virus; `shift=1` gives each class the marker of the next.
     share: width of the marker, of that of the image.
@@ -136,9 +136,9 @@ def plant_marker(split: Split, shift: int = 0, share: float = 0.07) -> Split:
 
 
 def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, folds: int = 5) -> pd.DataFrame:
-    """The answers of a logistic regression on `features` [images, d] to each image, as a predictions table.
+    """Predictions of a logistic regression on `features` [images, d], as a predictions table.
 
-    Cross-validated over groups: no image is answered by a model that has seen its patient. `rows` needs the columns
+    Cross-validated over groups: no image is predicted by a model trained on its patient. `rows` needs the columns
     file, label and group. Raises ValueError when a class has fewer groups than there are folds.
     """
     from sklearn.linear_model import LogisticRegression

@@ -34,10 +34,10 @@ EXPORTED = ("model.safetensors", "config.json", "preprocessor_config.json", "REA
 
 @dataclass
 class Classification:
-    """What a network says of one X-ray.
+    """Prediction for one X-ray.
 
-    probabilities: by class. pixels: what it saw, uint8 [H, W, 3]. where: how much each pixel counted, float [H, W] in
-    0..1, or None. credit: whom the licence of a bundled image asks to name, or "".
+    probabilities: by class. pixels: the prepared image, uint8 [H, W, 3]. where: the saliency map, float [H, W] in
+    0..1, or None. credit: the attribution that the licence of a bundled image requires, or "".
     """
 
     probabilities: pd.Series
@@ -60,7 +60,7 @@ class Classification:
 def classify(
     image: str | Path | bytes | Image.Image, run: Run | str | Path, look: Callable | None = saliency_maps
 ) -> Classification:
-    """What the network of `run` says of one X-ray, a `Classification`, printed with a warning: no diagnosis.
+    """Classify one X-ray with the network of `run`; print the `Classification` with a warning (no diagnosis).
 
     image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
     folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
@@ -120,7 +120,7 @@ def _has_reader():
 
 
 def image_form(run: Run | str | Path, files: list = (), look: Callable | None = saliency_maps) -> None:
-    """Show a form to pick one of `files` (paths) or to upload an X-ray, and below it what `classify` says.
+    """Show a form to pick one of `files` (paths) or to upload an X-ray, and the result of `classify` below it.
 
     Without a reader who could use it (nbconvert, papermill, tests), or without ipywidgets, it says so and shows none.
     """
@@ -219,7 +219,7 @@ that form first, and resizes with Pillow: on large images its probabilities diff
 ## Limits
 
 In public sets like the course's the classes come from different hospitals and ages: the source predicts the class, and
-a high accuracy internal says little about disease. Settings of the training: `{settings}`
+a high internal accuracy says little about disease. Settings of the training: `{settings}`
 """
 
 
