@@ -558,11 +558,11 @@ WRONG = {
     ],
     "risk_coverage": [
         *predictions_rows(lambda table: xu.risk_coverage(table, np.zeros(len(PREDICTIONS)))),
-        ("doubt", "(2,)", "one number for each", lambda t: xu.risk_coverage(PREDICTIONS, [1, 2])),
+        ("scores", "(2,)", "one number for each", lambda t: xu.risk_coverage(PREDICTIONS, [1, 2])),
     ],
     "abstain": [
         *predictions_rows(lambda table: xu.abstain(table, np.zeros(len(PREDICTIONS)), 0)),
-        ("doubt", "(2,)", "one number for each", lambda t: xu.abstain(PREDICTIONS, [1, 2], 0)),
+        ("scores", "(2,)", "one number for each", lambda t: xu.abstain(PREDICTIONS, [1, 2], 0)),
     ],
     "plot_risk_coverage": [
         ("tables", "list", "'name'", lambda t: xu.plot_risk_coverage([PREDICTIONS], {}, 0)),

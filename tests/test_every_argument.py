@@ -152,8 +152,8 @@ GOOD = {  # of each function, all its arguments
     "pneumonia_scores": lambda t: dict(known=np.eye(4), rows=SCORED, asked=np.eye(4)),
     "covid_auc": lambda t: dict(rows=SCORED, scores=[0, 1, 2, 3]),
     "uncertainty": lambda t: dict(predictions=P, ill=t.numbers),
-    "risk_coverage": lambda t: dict(predictions=P, doubt=t.numbers),
-    "abstain": lambda t: dict(predictions=P, doubt=t.numbers, threshold=0.5),
+    "risk_coverage": lambda t: dict(predictions=P, scores=t.numbers),
+    "abstain": lambda t: dict(predictions=P, scores=t.numbers, threshold=0.5),
     "grad_cam": lambda t: dict(model=t.model, split=t.side, target="covid", layer="7", batch_size=8),
     "attention_rollout": lambda t: dict(model=t.vit, split=t.side, batch_size=8),  # too small for it
     "saliency_maps": lambda t: dict(model=t.model, split=t.side, target="covid", batch_size=8),

@@ -133,16 +133,16 @@ def test_covid_answers_alone_are_doubted():
 
 def test_refusing_the_doubtful_lowers_the_error_and_is_counted():
     predictions = table([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.8, 0.0, 0.2], [0.7, 0.3, 0]], ["covid"] + ["normal"] * 3)
-    doubt = xu.uncertainty(predictions, [2.0, -3.0, -1.0, 0.5])
-    curve = xu.risk_coverage(predictions, doubt)
+    scores = xu.uncertainty(predictions, [2.0, -3.0, -1.0, 0.5])
+    curve = xu.risk_coverage(predictions, scores)
     assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1] and curve.risk.tolist() == pytest.approx([0, 0, 1 / 3, 0.5])
     assert xu.risk_coverage(predictions, [-np.inf, -np.inf, 1, 0]).coverage.tolist() == [0.5, 0.75, 1]
-    kept = xu.abstain(predictions, doubt, threshold=0.0)
+    kept = xu.abstain(predictions, scores, threshold=0.0)
     assert kept["answered"] == 0.75 and kept["covid_answered"] == 1 and kept["normal_safe"] == pytest.approx(2 / 3)
-    assert xu.abstain(predictions, doubt, np.inf)["normal_safe"] == pytest.approx(1 / 3)
+    assert xu.abstain(predictions, scores, np.inf)["normal_safe"] == pytest.approx(1 / 3)
     low, high = kept["normal_safe_interval"]
     assert low < 2 / 3 < high
-    assert xu.abstain(predictions[:1], doubt[:1], 0.0)["normal_safe"] is None
+    assert xu.abstain(predictions[:1], scores[:1], 0.0)["normal_safe"] is None
 
 
 def test_from_the_layer_of_the_adversary_the_class_can_be_told_and_the_source_not(monkeypatch):

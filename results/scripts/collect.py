@@ -129,10 +129,10 @@ def risk_coverage(name):
     ill = pd.read_csv(HERE / "tables" / "pneumonia_scores.csv").set_index(["side", "file"]).ill
     files = {"val": "validation.csv", "internal": "predictions.csv", "external": "external.csv"}
     answers = {side: pd.read_csv(HERE / "runs" / name / file) for side, file in files.items()}
-    doubt = {side: xu.uncertainty(table, ill[side].reindex(table.file)) for side, table in answers.items()}
-    threshold = np.quantile(doubt.pop("val"), 0.9, method="higher")
+    scores = {side: xu.uncertainty(table, ill[side].reindex(table.file)) for side, table in answers.items()}
+    threshold = np.quantile(scores.pop("val"), 0.9, method="higher")
     answers.pop("val")
-    return xu.plot_risk_coverage(answers, doubt, threshold)
+    return xu.plot_risk_coverage(answers, scores, threshold)
 
 
 def external():

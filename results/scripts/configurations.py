@@ -52,7 +52,7 @@ def lungs_equalised(pixels):
     return xu.crop_lungs(np.where(masks, xu.equalise(pixels), 0).astype(np.uint8))
 
 
-RECIPES = {  # name: what is done to every image, and how training images are varied
+CONFIGURATIONS = {  # name: what is done to every image, and how training images are varied
     "as it is": (as_it_is, False),  # of fixed features
     "mild augmentation": (as_it_is, "mild"),
     "strong augmentation": (as_it_is, "strong"),
@@ -63,7 +63,7 @@ RECIPES = {  # name: what is done to every image, and how training images are va
     "equal weight for each source": (as_it_is, "mild"),
     "strong augmentation, 224 px": (as_it_is, "strong"),
 }
-OF_RESNET = tuple(configuration for configuration in RECIPES if configuration != "as it is")
+OF_RESNET = tuple(configuration for configuration in CONFIGURATIONS if configuration != "as it is")
 OF_VIT = ("mild augmentation", "strong augmentation", "lung box, equalised, strong")
 OF_FEATURES = ("as it is", "strong augmentation", "equalised", "lung box, equalised", "lung box, equalised, strong",
                "only the lungs, equalised", "equal weight for each source",
@@ -88,7 +88,7 @@ def smaller(change, size):
 
 def side_of(kind, configuration, split):
     """`split` as the networks of that configuration see it."""
-    change = RECIPES.get(configuration, (as_it_is,))[0]
+    change = CONFIGURATIONS.get(configuration, (as_it_is,))[0]
     return xu.change_split(split, smaller(change, 112) if kind == "resnet18" and "224" not in configuration else change)
 
 
@@ -99,7 +99,7 @@ def run_name(kind, configuration, seed):
 
 def train(kind, configuration, data, seed):
     """The run of a configuration, trained or loaded."""
-    change, augment = RECIPES[configuration]
+    change, augment = CONFIGURATIONS[configuration]
     if "source" in configuration:
         data = replace(data, train=equal_sources(data.train, seed))
     data = replace(

@@ -258,21 +258,21 @@ def _one_each(argument, numbers, predictions):
     return check_array(argument, numbers, (n,), f"one number for each of {n} predictions", lambda x: ~np.isnan(x))
 
 
-def risk_coverage(predictions: pd.DataFrame, doubt: np.ndarray) -> pd.DataFrame:
+def risk_coverage(predictions: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
     """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the predictions that are left after abstaining.
 
     One row for each number of answered images, the least uncertain first; it starts with all that have minus infinity.
     Ties are in the order of the table.
     """
     check_predictions(predictions)
-    doubt = _one_each("doubt", doubt, predictions)
-    order, first = np.argsort(doubt, kind="stable"), max(0, np.isneginf(doubt).sum() - 1)
+    scores = _one_each("scores", scores, predictions)
+    order, first = np.argsort(scores, kind="stable"), max(0, np.isneginf(scores).sum() - 1)
     wrong = predictions.label.ne(predictions.predicted).to_numpy()[order]
     answered = np.arange(1, len(wrong) + 1)
     return pd.DataFrame({"coverage": answered / len(wrong), "risk": wrong.cumsum() / answered})[first:]
 
 
-def abstain(predictions: pd.DataFrame, doubt: np.ndarray, threshold: float) -> dict:
+def abstain(predictions: pd.DataFrame, scores: np.ndarray, threshold: float) -> dict:
     """Shares after abstaining above `threshold`, with 95 % intervals over groups, as a dict.
 
     `answered` of all images, `covid_answered` of the covid images, and `normal_safe`: normal images without a
@@ -280,7 +280,7 @@ def abstain(predictions: pd.DataFrame, doubt: np.ndarray, threshold: float) -> d
     """
     check_predictions(predictions)
     check_number("threshold", threshold, lambda t: t == t, "a number")
-    kept = _one_each("doubt", doubt, predictions) <= threshold
+    kept = _one_each("scores", scores, predictions) <= threshold
     covid, normal = (predictions.label.eq(name).to_numpy() for name in ("covid", "normal"))
     safe = ~kept | predictions.predicted.ne("covid").to_numpy()
     groups = predictions["group" if "group" in predictions else "file"].to_numpy()

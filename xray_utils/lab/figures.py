@@ -230,9 +230,9 @@ def plot_risk_coverage(tables: dict, uncertainty: dict, threshold: float) -> Fig
     check_number("threshold", threshold, lambda t: t == t, "a number")
     if set(uncertainty) != set(tables):
         raise ValueError(f"uncertainty: {sorted(uncertainty)} are not the names of the tables, {sorted(tables)}.")
-    for name, doubt in uncertainty.items():
+    for name, scores in uncertainty.items():
         check_array(
-            f"uncertainty[{name!r}]", doubt, (len(tables[name]),), "one number an image", lambda x: ~np.isnan(x)
+            f"uncertainty[{name!r}]", scores, (len(tables[name]),), "one number an image", lambda x: ~np.isnan(x)
         )
     with _figure(width=9, height=2.4 + 0.2 * len(tables)) as (figure, axes):
         axis, ends, titles = axes[0, 0], [], []
