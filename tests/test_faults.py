@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "reliability"))
 sys.path.insert(0, str(HERE))
 import kills  # noqa: E402
-import soak  # noqa: E402
+import suite  # noqa: E402
 from test_training import linear, make_data  # noqa: E402
 
 needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="no limits of file size there")
@@ -668,39 +668,44 @@ def test_results_are_collected_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "b.csv").read_text() == (tmp_path / "new" / "a.csv").read_text() == ",a\n0,1.0000\n"
 
 
-def test_an_interrupted_soak_goes_on_after_its_last_round(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_proof_goes_on_after_its_last_run(tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("reliability_main", HERE / "reliability" / "__main__.py")
     reliability = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reliability)
     path, done = tmp_path / "reliability.json", []
-    path.write_text('{"kills": {"figures": "kept"}, "soak": {"figures": {"suite": {"rounds": 2}}}}')  # of other code
+    path.write_text('{"kills": {"figures": "kept"}, "suite": {"figures": {"code": "other", "runs": {"idle": [1]}}}}')
 
-    def soak_round(seed):
-        if len(done) == 3 and done[-1] != "stopped":
+    def one_run(condition, clone, again):
+        assert (clone / "tests" / "reliability").is_dir() and ("été" in clone.name) == condition.startswith("path")
+        if len(done) == 12 and done[-1] != "stopped":
             done.append("stopped")
             raise KeyboardInterrupt
-        done.append(seed)
-        return {"seed": seed, "passes": seed != 5}
+        done.append((condition, again))
+        return {"green": again != 5, "seconds": again}
 
-    monkeypatch.setattr(soak, "soak_fits", lambda fits: done.clear() or {"fits": fits})
-    monkeypatch.setattr(soak, "soak_round", soak_round)
+    monkeypatch.setattr(suite, "copy_to", lambda clone: (clone / "tests" / "reliability").mkdir(parents=True))
+    monkeypatch.setattr(suite, "one_run", one_run)
+    monkeypatch.setattr(suite, "code", lambda folder: "this")
     with pytest.raises(KeyboardInterrupt):
-        reliability.main(["--only", "soak"], path)
+        reliability.main(["--only", "suite"], path)
     left = json.loads(path.read_text())
-    assert left["kills"] == {"figures": "kept"}
-    assert [left["soak"]["figures"]["suite"][key] for key in ("rounds", "of", "rounds_passed")] == [3, 10, 3]
-    reliability.main(["--only", "soak"], path)
-    assert done == [0, 1, 2, "stopped", *range(3, 10)]
-    suite = json.loads(path.read_text())["soak"]["figures"]["suite"]
-    assert (suite["rounds"], suite["rounds_passed"]) == (10, 9) and [one["seed"] for one in suite["each"]] == [
-        *range(10)
-    ]
-    monkeypatch.setattr(soak, "soak_round", lambda seed: done.append(seed) or {"seed": seed, "passes": True})
-    monkeypatch.setattr(soak, "code", lambda: "other")
-    left["soak"]["figures"]["code"] = "another"
-    path.write_text(json.dumps(left))
-    reliability.main(["--only", "soak"], path)  # begun with other code: from the start
-    assert done == [*range(10)]
+    assert left["kills"] == {"figures": "kept"} and left["suite"]["figures"]["runs_in_all"] == 12
+    reliability.main(["--only", "suite"], path)
+    done.remove("stopped")
+    assert done == [(name, i) for name in suite.CONDITIONS for i in range(suite.TIMES.get(name, 1))]
+    found = json.loads(path.read_text())["suite"]["figures"]
+    assert (found["runs_in_all"], found["green_in_all"]) == (37, 34)
+    assert found["conditions"]["idle"] == {"runs": 10, "green": 9, "seconds": [0, 9]}
+    reliability.main(["--only", "suite", "--condition", "idle"], path)  # nothing is left to do
+    assert len(done) == 37
+
+
+def test_a_run_of_the_proof_says_what_failed(tmp_path, monkeypatch):
+    (tmp_path / "test_a.py").write_text("def test_a():\n    pass\n\ndef test_b():\n    assert 0\n")
+    monkeypatch.setitem(suite.CONDITIONS, "idle", (["--durations=1", "-vv"], {"TZ": "{new}"}))
+    found = suite.one_run("idle", tmp_path, 0)
+    assert found.pop("seconds") >= 0 and found.pop("slowest")
+    assert found == {"green": False, "passed": 1, "failed": 1, "failures": ["test_a.py::test_b"]}
 
 
 def test_errors_of_ours_are_passed_on_as_they_are(tmp_path):

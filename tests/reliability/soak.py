@@ -1,9 +1,6 @@
-"""Two hundred fits in a row, and the whole suite again and again in random order on two workers."""
+"""Two hundred fits in a row: memory and open files."""
 
-import hashlib
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,7 +9,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKERS = 2
 
 
 def many_fits(fits):
@@ -70,52 +66,9 @@ def soak_fits(fits):
     }
 
 
-def soak_round(seed):
-    """The whole suite, notebooks too, in the order that `seed` gives, on two workers; how many passed."""
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-n", str(WORKERS), f"--randomly-seed={seed}"]
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-200:]
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)}
-    failures = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
-    passed = done.returncode == 0 and "passed" in counts
-    figures = {"seed": seed, "passes": passed, **counts, "seconds": round(time.perf_counter() - start)}
-    return figures if passed else {**figures, "failures": failures or [last]}
-
-
-def code():
-    """A digest of all that a round runs: what was measured of other code is not gone on with."""
-    digest = hashlib.sha256()
-    for folder in ("xray_utils", "tests", "notebooks"):
-        for path in sorted([*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("*.ipynb")]):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def run(fits=200, rounds=10, earlier=None, save=lambda figures: None) -> dict:
-    """The figures of `fits` fits in a row and of `rounds` rounds of the suite.
-
-    They are saved after the fits and after each round; `earlier` ones that are of the same code are gone on with.
-    """
-    figures = {"code": code()}
-    if earlier and earlier.get("code") == figures["code"] and earlier.get("fits", {}).get("fits", 0) == fits:
-        figures = earlier if len(earlier["suite"]["each"]) < rounds else figures
-    if "fits" not in figures:
-        figures |= {"fits": soak_fits(fits) if fits else {"fits": 0}, "suite": {"each": []}}
-        save(figures)
-    each = figures["suite"]["each"]
-    for seed in range(len(each), rounds):
-        each.append(soak_round(seed))
-        passed = sum(one["passes"] for one in each)
-        figures["suite"] = {
-            "rounds": len(each),
-            "of": rounds,
-            "rounds_passed": passed,
-            "workers": WORKERS,
-            "each": each,
-        }
-        save(figures)
-    return figures
+def run(fits=200) -> dict:
+    """The figures of `fits` fits in a row."""
+    return {"fits": soak_fits(fits)}
 
 
 if __name__ == "__main__":
