@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it once, when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
@@ -11,12 +12,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory):
-    """A synthetic set, and a second hospital beside it, drawn once for each worker: where the truth must be known."""
+    """A synthetic set, and a second hospital beside it, drawn once for all workers: where the truth must be known."""
     from xray_utils.lab.phantoms import draw_external, draw_sample
 
-    folder = tmp_path_factory.mktemp("phantoms") / "sample"
-    draw_sample(folder)
-    draw_external(folder.with_name("sample_external"))
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder = shared / "phantoms" / "sample"
+    with FileLock(shared / "phantoms.lock"):
+        if not (shared / "phantoms" / "drawn").exists():
+            draw_sample(folder)
+            draw_external(folder.with_name("sample_external"))
+            (shared / "phantoms" / "drawn").touch()
     return folder
 
 

@@ -74,7 +74,7 @@ def other_images(tmp_path_factory):
     for seed, label, patients in zip((700, 800, 900), xu.CLASSES, (16, 9, 12), strict=True):
         (folder / label).mkdir()
         for i in range(patients + 4):  # four have two images
-            pixels, _ = phantoms.draw_phantom(label, seed + i % patients, (150 + 3 * i, 170), image=i // patients)
+            pixels, _ = phantoms.draw_phantom(label, seed + i % patients, (90 + 2 * i, 100), image=i // patients)
             Image.fromarray(pixels).save(folder / label / f"{i}.png")
             rows.append(f"{label}/{i}.png,{label},{label}{i % patients},synthetic")
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n")

@@ -91,12 +91,14 @@ def test_every_page_can_be_reached_from_the_readme():
 
 
 def commands():
-    """Every command of the pages, `(page, command)`: blocks of bash, and text in code style that begins with a tool."""
+    """Every command of the pages, once, `(page, command)`: blocks of bash, text in code style that begins with a tool."""
+    seen = set()
     tool = r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/\w|(?:pip|pytest|python3?|jupyter|git) )"
     for page in PAGES:
         outside = re.sub(r"```.*?```", "", text_of(page), flags=re.S)
         for command in [*blocks(page, "bash"), *re.findall(r"`([^`]+)`", outside)]:
-            if command in blocks(page, "bash") or re.match(tool, command):
+            if command not in seen and (command in blocks(page, "bash") or re.match(tool, command)):
+                seen.add(command)
                 yield page, command
 
 
