@@ -91,7 +91,7 @@ def test_every_page_can_be_reached_from_the_readme():
 
 
 def commands():
-    """Every command of the pages, once, `(page, command)`: blocks of bash, text in code style that begins with a tool."""
+    """Every command of the pages, once, `(page, command)`: blocks of bash, text in code style."""
     seen = set()
     tool = r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/\w|(?:pip|pytest|python3?|jupyter|git) )"
     for page in PAGES:
@@ -207,7 +207,7 @@ TRIED = {
     r"^(XRAY_SLOW=1 )?\.venv/bin/(pytest|ruff) ": read,
     r"^pip install pre-commit ": read,
     r"tests/lessons$|pytest": read,
-    r"-m xray_utils\.lab\.phantoms|results/scripts/(seeds|configurations)\.py|tests/(reliability|benchmarks)": parse,
+    r"results/scripts/(seeds|configurations)\.py|tests/(reliability|benchmarks|phantoms)": parse,
     r"python results/scripts/\w+\.py": read,
 }
 

@@ -39,9 +39,9 @@ def heading(path):
 
 
 def write_index(folder):
-    """Write `index.html` into `folder`: a row for each notebook, with links to its page and its deck.
+    """Write `index.html` into `folder`: a row for each notebook, with links
 
-    The pages in a folder html and the decks in a folder slides beside it are listed in both folders.
+    Pages in a folder html and decks in a folder slides beside it are listed in both.
     """
     pair = [folder.with_name("html"), folder.with_name("slides")]
     folders = [other for other in pair if other.is_dir()] if folder in pair else [folder]
