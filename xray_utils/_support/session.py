@@ -57,7 +57,8 @@ class Session:
         if settings["precision"] == "fp16" and device.type == "cpu":  # accelerate would go on in fp32 without a word
             raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
         self.data, self.name, self.settings = data, name, settings
-        self.folder = _run_folder(name, _config(model, data, name, settings), write=accelerator.is_main_process)
+        config = _config(model, data, name, settings)
+        self.folder, shorter = _run_folder(name, config, write=accelerator.is_main_process)
         self.finished = (self.folder / "finished.json").is_file()
         self.result = copy.deepcopy(model)  # the caller's keeps its first weights: the same call finds this run again
         if self.finished:
@@ -70,7 +71,7 @@ class Session:
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=3)
         self.class_weights = class_weights(data.train).to(device) if settings["class_weights"] else None
         self.pixels = {"train": pixels_of(data.train, device), "val": pixels_of(data.val, device)}
-        self.history = _resume(self.folder, self.model, optimizer, self.plateau, accelerator)
+        self.history = _resume(self.folder, shorter, self.model, optimizer, self.plateau, accelerator)
         self.hooks = channels_first_for_few(self.model, device)
         self.network, self.optimizer = accelerator.prepare(self.model), accelerator.prepare(optimizer)
         self.steps = math.ceil(len(data.train) / settings["batch_size"])  # of an epoch
