@@ -1102,4 +1102,27 @@ def test_a_run_of_a_network_of_ones_own_is_loaded_with_it(data):
     run = fit(own, data, "own", epochs=1)
     with pytest.raises(ValueError, match="model: 'own' is of a network of your own, Small: pass it"):
         xu.load_run("own")
-    assert same_weights(xu.load_run("own", own).model, run.model)
+    first, other = own[1].weight.clone(), Small(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    for network in (own, other):
+        loaded = xu.load_run("own", network).model
+        assert same_weights(loaded, run.model) and loaded.input_mean == [0.5] * 3
+    assert torch.equal(own[1].weight, first) and not hasattr(other, "input_mean"), "the network passed was changed"
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.Linear(3 * 8 * 8, 1000), r"\(1, 1000\); needed: logits \[B, 3\], for covid, normal, virus"),
+        (nn.Sequential(nn.Linear(3 * 8 * 8, 6), nn.Unflatten(1, (2, 3))), r"\(1, 2, 3\); needed"),
+        (nn.LSTM(3 * 8 * 8, 3), r"\('tuple',\); needed"),
+        (nn.Linear(5, 3), r"images of 8 x 8 pixels do not pass \(.*mat1 and mat2.*\); needed"),
+    ],
+)
+def test_a_network_of_ones_own_with_other_outputs_is_refused_before_it_trains(layer, said, data):
+    own = nn.Sequential(nn.Flatten(), nn.Dropout(), layer)
+    own.input_mean, own.input_std = [0.5] * 3, [0.5] * 3
+    state = torch.random.get_rng_state()
+    for use in (lambda: fit(own, data), lambda: xu.estimate_time(own, data, 1, batch_size=8)):
+        with pytest.raises(ValueError, match=f"^model: .*{said}"):
+            use()
+    assert torch.equal(torch.random.get_rng_state(), state) and not xu.outputs_dir("runs").exists()

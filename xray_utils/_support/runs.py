@@ -1,5 +1,6 @@
 """Run folders: the configuration, checkpoints, resuming and loading."""
 
+import copy
 import hashlib
 import io
 import json
@@ -159,12 +160,14 @@ def _resume(folder, shorter, model, optimizer, plateau, accelerator):
 def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
     """A run from its name or folder, with the weights that were best on validation.
 
-    model: a network as the one that was trained, where it is your own. Raises FileNotFoundError when there is no such
-    run, or none of its epochs is complete, ValueError for a `model` that is missing or not the one of the run.
+    model: a network like the one that was trained, where it is your own; the weights go into a copy of it. Raises
+    FileNotFoundError when there is no such run, or none of its epochs is complete, ValueError for a `model` that is
+    missing or not the one of the run.
     """
     check_path("run", run, "the name or folder of one")
     if model is not None:
         check_model(model)
+        model = copy.deepcopy(model)
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
     for file in ("config.json", "history.csv", "best.safetensors"):
         if not (folder / file).is_file():
@@ -184,5 +187,6 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
         model.load_state_dict(load_weights(folder / "best.safetensors"))
     except RuntimeError as error:
         raise ValueError(f"model: it is not the network of {folder.name!r} ({str(error)[:200]}).") from error
+    model.input_mean, model.input_std = config["input_mean"], config["input_std"]
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     return Run(folder.name, folder, model.eval(), history, config)

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from ..augment import AUGMENTATIONS
 from ..batches import batches, to_input
 from ..constants import CLASSES
-from ..models import check_model, count_parameters
+from ..models import check_model, count_parameters, logits_of
 from ..prepared import check_data
 from .checks import check_choice, check_flag, check_number, check_whole
 from .device import _part, accelerator_of, choose_precision, synchronised
@@ -228,6 +228,23 @@ def check_material(model, data, epochs, batch_size):
     classes = getattr(model, "spec", {}).get("num_classes", len(CLASSES))
     if classes != len(CLASSES):
         raise ValueError(f"model: num_classes {classes} must be {len(CLASSES)}, for {', '.join(CLASSES)}.")
+    if not hasattr(model, "spec"):
+        check_own_network(model, data.train.take(np.arange(1)))
+
+
+def check_own_network(model, pixels):
+    """Raise ValueError unless a network that is none of the course turns images like `pixels` into logits."""
+    needed = f"needed: logits [B, {len(CLASSES)}], for {', '.join(CLASSES)}"
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network, device = copy.deepcopy(model).eval(), next(model.parameters()).device
+            output = logits_of(network, to_input(pixels, model, device))
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        size = " x ".join(map(str, pixels.shape[1:3]))
+        raise ValueError(f"model: images of {size} pixels do not pass ({error}); {needed}.") from error
+    shape = tuple(getattr(output, "shape", [type(output).__name__]))
+    if shape != (1, len(CLASSES)):
+        raise ValueError(f"model: it turns an image [1, 3, H, W] into {shape}; {needed}. Give it another last layer.")
 
 
 def class_weights(split):
