@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory):
     """A synthetic set, and a second hospital beside it, drawn once for each worker: where the truth must be known."""
-    from xray_utils.lab.phantoms import draw_external, draw_sample
+    from phantoms import draw_external, draw_sample
 
     folder = tmp_path_factory.mktemp("phantoms") / "sample"
     draw_sample(folder)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pandas as pd
+import phantoms
 import pytest
 import torch
 from nbconvert import HTMLExporter
@@ -21,7 +22,6 @@ import xray_utils as xu
 from xray_utils._support.runs import Run
 from xray_utils.comparison import Result
 from xray_utils.constants import ORIGINAL
-from xray_utils.lab import phantoms
 from xray_utils.lab.lungs import LungFields
 from xray_utils.prepared import PreparedData, Split
 

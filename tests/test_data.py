@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from phantoms import draw_phantom
 from PIL import Image
 
 import xray_utils as xu
 from xray_utils import audit as audit_module
 from xray_utils._support import datasets
 from xray_utils._support import decode as decode_module
-from xray_utils.lab.phantoms import draw_phantom
 
 
 def draw(path, seed=0, size=(12, 10), **options):

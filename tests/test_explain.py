@@ -247,7 +247,7 @@ def hospital(folder, images):
 
 
 def test_what_training_knows_is_left_out_of_an_external_set(tmp_path, capsys):
-    from xray_utils.lab.phantoms import draw_phantom
+    from phantoms import draw_phantom
 
     own = [draw_phantom("covid", seed, (96, 96))[0] for seed in range(4)]
     home = hospital(tmp_path / "home", {f"covid/{i}.png": image for i, image in enumerate(own)} | {
@@ -275,7 +275,7 @@ def test_what_training_knows_is_left_out_of_an_external_set(tmp_path, capsys):
 
 
 def test_sets_without_known_patients_can_be_compared(tmp_path):
-    from xray_utils.lab.phantoms import draw_phantom
+    from phantoms import draw_phantom
 
     for place, first in (("home", 0), ("away", 10)):
         for i, label in enumerate(("covid", "normal")):

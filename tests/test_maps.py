@@ -1,19 +1,20 @@
 """Where does a network look: maps by hand, on a planted marker, in the lungs, and after the weights are drawn anew."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torchvision
+from phantoms import draw_phantom
 from torch import nn
 from torch.nn import functional as F
 
 import xray_utils as xu
 from xray_utils.batches import to_input
 from xray_utils.lab import lungs, saliency
-from xray_utils.lab.phantoms import draw_phantom
 from xray_utils.prepared import Split
 
 torch.set_num_threads(1)
@@ -259,12 +260,15 @@ def test_what_is_no_chest_is_not_trusted(phantoms):
         assert not xu.lung_fields(pictures).trusted.any()
 
 
-def test_a_network_for_lungs_is_learned_the_same_twice():
+def test_a_network_for_lungs_is_learned_the_same_twice(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "results" / "scripts"))
+    import lung_network
+
     states = []
     for _ in range(2):
         torch.rand(3)  # whatever was drawn before
         before = torch.get_rng_state()
-        states.append(lungs.train(phantoms=6, steps=2, batch=4).state_dict())
+        states.append(lung_network.train(phantoms=6, steps=2, batch=4).state_dict())
         assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert lungs.WEIGHTS.stat().st_size < 300_000

@@ -6,14 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from phantoms import LABELS, draw_external, draw_phantom, draw_sample
 from PIL import Image
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-
-from xray_utils.lab.phantoms import LABELS, draw_external, draw_phantom, draw_sample
 
 
 @pytest.fixture(scope="module")

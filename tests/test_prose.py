@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import phantoms
 import pytest
 from nbclient import NotebookClient
 from nbformat import v4
@@ -17,7 +18,6 @@ from PIL import Image
 from test_notebooks import NOTEBOOKS, cells_of, text_of
 
 import xray_utils as xu
-from xray_utils.lab import phantoms
 
 # Every number of two or more characters that the prose may hold, and why it is true of any images.
 FACTS = {

@@ -212,7 +212,7 @@ TRIED = {
     r"^(XRAY_SLOW=1 )?\.venv/bin/(pytest|ruff) ": read,
     r"^pip install (pre-commit|timm)": read,
     r"tests/lessons$|pytest": read,
-    r"-m xray_utils\.lab\.phantoms|results/scripts/(seeds|configurations)\.py|tests/(reliability|benchmarks)": parse,
+    r"results/scripts/(seeds|configurations)\.py|tests/(phantoms|reliability|benchmarks)": parse,
     r"python results/scripts/\w+\.py": read,
 }
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import phantoms
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from test_training import make_data
 
 import xray_utils as xu
-from xray_utils.lab import lungs, phantoms
+from xray_utils.lab import lungs
 from xray_utils.lab.lungs import LungFields
 
 

@@ -4,7 +4,7 @@ Each phantom adds up the shadows of simple shapes (trunk, lungs, ribs, heart, ..
 a film. The classes differ only inside the lungs, where the diseases do; exposure, size and pose are drawn
 apart from the class, so that overall tone or file properties do not give it away.
 
-Draw a set and a second hospital: `python -m xray_utils.phantoms folder`
+Draw a set and a second hospital: `python tests/phantoms.py folder`
 """
 
 import argparse
