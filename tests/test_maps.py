@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from phantoms import draw_phantom
 from torch import nn
 from torch.nn import functional as F
@@ -64,6 +65,67 @@ def test_the_networks_of_the_course_have_maps_even_when_frozen(make, noise):
     model = make().eval().requires_grad_(False)
     assert xu.saliency_maps(model, noise, "normal").shape == (5, 32, 32)
     assert not model(torch.zeros(1, 3, 32, 32)).requires_grad
+
+
+class Tokens(nn.Module):
+    """Patches with a class token and another before them: [B, 2 + 16, 8]. The logits are those of the class token."""
+
+    def __init__(self, mean=False):
+        super().__init__()
+        self.patches, self.before, self.norm = nn.Conv2d(3, 8, 8, stride=8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        self.first, self.mean = nn.Parameter(torch.zeros(2, 8)), mean
+
+    def forward(self, images):
+        patches = self.patches(images).flatten(2).mT
+        tokens = self.before(torch.cat([self.first.expand(len(images), -1, -1), patches], 1))
+        tokens = self.norm(tokens + self.attention(tokens, tokens, tokens)[0])
+        return self.head(tokens.mean(1) if self.mean else tokens[:, 0])
+
+
+OWN = {  # networks, and the layer whose output is weighed
+    "class token": (Tokens, "before"),
+    "mean of the tokens": (lambda: Tokens(mean=True), "norm"),
+    "mobilenet": (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), "features"),
+    "densenet": (lambda: torchvision.models.densenet121(num_classes=3), "features"),
+    "baseline_cnn": (xu.baseline_cnn, "7"),
+    "timm resnet18": ("resnet18", "layer4"),
+    "timm vit": ("vit_tiny_patch16_224", "blocks.11.norm1"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_the_layer_of_a_map_is_found_and_the_network_left_as_it_was(case):
+    make, layer = OWN[case]
+    size = 224 if "vit" in case else 32 if make is Tokens or "mean" in case else 64
+    split = make_split(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8))
+    torch.manual_seed(0)
+    if isinstance(make, str):
+        model = pytest.importorskip("timm").create_model(make, pretrained=False, num_classes=3)
+    else:
+        model = make()
+    model.input_mean = model.input_std = [0.5] * 3
+    before, state = state_of(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = xu.saliency_maps(model, split, ["virus", "covid"])
+    assert np.array_equal(found, xu.grad_cam(model, split, ["virus", "covid"], layer)) and found.max() == 1
+    other = saliency.randomised(model)
+    assert state_of(model) == before and all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    for (name, mine), its in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert mine.unique().numel() < 10 or not torch.equal(mine, its), name
+
+
+def test_grad_cam_of_tokens_is_that_of_their_patches():
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    model.input_mean = model.input_std = [0.5] * 3
+    split = make_split(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8))
+    kept = []
+    model.before.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    model(to_input(split.take([0]), model, "cpu"))[0, 2].backward(inputs=[kept[0].retain_grad() or kept[0]])
+    patches, gradient = kept[0][0, 2:].detach(), kept[0].grad[0, 2:]
+    coarse = (patches * gradient.mean(0)).sum(1).relu().reshape(1, 1, 4, 4)
+    wanted = F.interpolate(coarse, size=(32, 32), mode="bilinear")[0, 0].numpy()
+    np.testing.assert_allclose(xu.grad_cam(model, split, "virus")[0], wanted / wanted.max(), atol=1e-5)
 
 
 def test_attention_rollout_by_hand_and_the_network_as_before():
@@ -199,14 +261,14 @@ def test_what_is_no_chest_is_not_trusted(phantoms):
 
 
 def test_a_network_for_lungs_is_learned_the_same_twice(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "results" / "scripts")
-    import train_lungs
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "results" / "scripts"))
+    import lung_network
 
     states = []
     for _ in range(2):
         torch.rand(3)  # whatever was drawn before
         before = torch.get_rng_state()
-        states.append(train_lungs.train(phantoms=6, steps=2, batch=4).state_dict())
+        states.append(lung_network.train(phantoms=6, steps=2, batch=4).state_dict())
         assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert lungs.WEIGHTS.stat().st_size < 300_000

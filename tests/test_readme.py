@@ -7,7 +7,10 @@ reliability, seeds, training configurations) with `--help` behind them.
 """
 
 import ast
+import contextlib
+import importlib.util
 import inspect
+import io
 import json
 import os
 import re
@@ -23,13 +26,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from test_arguments import make_images
 
 import xray_utils as xu
+from xray_utils.lab.use import EXPORTED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"]
@@ -205,9 +212,9 @@ TRIED = {
     r"^python3 xray_utils/_support/environment\.py https://": read,  # test_setup.py runs it
     r"^git (clone https://|grep$)": read,
     r"^(XRAY_SLOW=1 )?\.venv/bin/(pytest|ruff) ": read,
-    r"^pip install pre-commit ": read,
+    r"^pip install (pre-commit|timm)": read,
     r"tests/lessons$|pytest": read,
-    r"results/scripts/(seeds|configurations)\.py|tests/(reliability|benchmarks|phantoms)": parse,
+    r"results/scripts/(seeds|configurations)\.py|tests/(phantoms|reliability|benchmarks)": parse,
     r"python results/scripts/\w+\.py": read,
 }
 
@@ -408,3 +415,35 @@ def test_use_what_was_trained_as_the_page_says(tmp_path, monkeypatch, capsys):
     exec(block, {"xu": xu})
     assert "No diagnosis" in capsys.readouterr().out
     assert (xu.outputs_dir("export", "resnet18_grouped") / "model.safetensors").is_file()
+
+
+def test_a_network_of_ones_own_works_as_the_page_says(tmp_path, monkeypatch):
+    *together, of_timm = blocks("docs/own_network.md", "python")
+    make_images(tmp_path / "images", per_class=20)
+    monkeypatch.setenv("XRAY_DATA", str(tmp_path / "images"))
+    monkeypatch.chdir(tmp_path)
+    Image.radial_gradient("L").save("my_xray.png")
+    names = {}
+    for block in together:
+        exec(block.replace("load_data()", "load_data(size=32)").replace("epochs=10", "epochs=1"), names)
+    run, model = names["run"], names["model"]
+    predictions = xu.predict(run.model, names["data"].test)
+    pd.testing.assert_frame_equal(predictions, names["predictions"])
+    assert not torch.equal(model.classifier[3].bias, run.model.classifier[3].bias), "its own network was changed"
+    assert xu.load_results([run.name])[run.name].config["network"] == {"network": "MobileNetV3"}
+
+    folder = xu.outputs_dir("export", run.name)
+    assert {path.name for path in folder.iterdir()} == {*EXPORTED} - {"baseline_cnn.py"}
+    monkeypatch.chdir(folder)
+    shutil.copy(tmp_path / "my_xray.png", "xray.png")
+    (card,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S)
+    assert card.startswith("# model = ...  # the MobileNetV3 as you made it")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(card, {"model": torchvision.models.mobilenet_v3_small(num_classes=3)})
+    shown = Image.fromarray(xu.resize(xu.read_image("xray.png"), 32))  # as the network sees it: nothing left to resize
+    wanted = xu.classify(shown, run, look=None).probabilities
+    assert np.allclose(ast.literal_eval(said.getvalue()), wanted, atol=0.02)
+    if importlib.util.find_spec("timm"):
+        exec(of_timm, names)
+        assert names["model"].patch_embed.img_size == (32, 32)

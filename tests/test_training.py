@@ -22,7 +22,7 @@ import xray_utils as xu
 from xray_utils import augment as augment_module
 from xray_utils import training
 from xray_utils._support import device as device_module
-from xray_utils._support import memory, runs, session
+from xray_utils._support import files, memory, runs, session
 from xray_utils.lab import saliency
 from xray_utils.prepared import PreparedData, Split
 
@@ -656,6 +656,69 @@ def test_one_changed_pixel_is_other_data(data):
     assert fit(linear(), data).folder.name == "run-2"
 
 
+LONGER = {
+    **{name: case for name, case in RESUMED.items() if name != "cosine"},
+    "constant": (xu.baseline_cnn, dict(lr=0.05, schedule="constant", epochs=6)),
+    "best before the break": (linear, dict(lr=0.3, epochs=5)),
+    "stopped before the break": (linear, dict(lr=1e-12, early_stopping=1, epochs=9)),
+}
+
+
+@pytest.mark.parametrize("killed", ["", "epoch", "best.safetensors", "last.pt"])
+@pytest.mark.parametrize("case", LONGER)
+def test_more_epochs_continue_the_shorter_run_to_the_end_of_one_long_run(case, killed, data, monkeypatch, capsys):
+    make, options = LONGER[case]
+    whole = fit(make(), data, "whole", **options)
+    for epochs in (2, 3, 1):
+        fit(make(), data, "run", **options | {"epochs": epochs})
+    before = {file: file.read_bytes() for file in xu.outputs_dir("runs").glob("run*/*")}
+    capsys.readouterr()
+    if killed and case != "stopped before the break":
+        with monkeypatch.context() as patch:
+            if killed == "epoch":
+                fail_at(patch, 2, PowerCut)
+            else:
+                patch.setattr(runs, "whole_file", lambda path: 1 / 0 if path.name == killed else files.whole_file(path))
+            with pytest.raises((PowerCut, ZeroDivisionError)):
+                fit(make(), data, "run", **options)
+    resumed = fit(make(), data, "run", **options)
+    said = capsys.readouterr().out
+    assert "run-4: continues run-2, which keeps its own results.\n" in said
+    assert f"resumed after epoch {min(3, len(whole.history))}\n" in said
+    assert resumed.folder.name == "run-4" and all(file.read_bytes() == content for file, content in before.items())
+    assert same_history(whole.history, resumed.history) and same_weights(whole.model, resumed.model)
+    one, two = checkpoint(whole), checkpoint(resumed)
+    assert same_weights(one["model"], two["model"]) and one["plateau"] == two["plateau"]
+    assert str(one["optimizer"]) == str(two["optimizer"])
+
+
+NOT_CONTINUED = {
+    "cosine": (dict(schedule="cosine"), dict(schedule="cosine", epochs=5), "no rate that is independent of epochs"),
+    "warmup": (dict(schedule="constant", warmup=0.1), dict(schedule="constant", warmup=0.1, epochs=5), "no rate that"),
+    "fewer epochs": ({}, dict(epochs=2), ""),
+    "another rate": ({}, dict(epochs=5, lr=0.01), ""),
+}
+
+
+@pytest.mark.parametrize("case", NOT_CONTINUED)
+def test_a_run_that_cannot_be_continued_starts_at_epoch_1_and_says_why(case, data, capsys):
+    first, second, why = NOT_CONTINUED[case]
+    whole = fit(linear(), data, "whole", **second)
+    fit(linear(), data, **first)
+    capsys.readouterr()
+    run, said = fit(linear(), data, **second), capsys.readouterr().out
+    assert run.folder.name == "run-2" and "continues" not in said and "resumed" not in said
+    assert why in said and ("starts at epoch 1" in said) is bool(why)
+    assert same_history(whole.history, run.history)
+
+
+def test_a_shorter_run_without_its_checkpoint_is_not_continued(data, capsys):
+    (fit(linear(), data).folder / "last.pt").unlink()
+    fit(linear(), data, epochs=4)
+    said = capsys.readouterr().out
+    assert "run: it has no last.pt, so the longer run starts at epoch 1.\n" in said and "continues" not in said
+
+
 # ---------------------------------------------------------------- rates, weights, stopping
 
 
@@ -1039,4 +1102,27 @@ def test_a_run_of_a_network_of_ones_own_is_loaded_with_it(data):
     run = fit(own, data, "own", epochs=1)
     with pytest.raises(ValueError, match="model: 'own' is of a network of your own, Small: pass it"):
         xu.load_run("own")
-    assert same_weights(xu.load_run("own", own).model, run.model)
+    first, other = own[1].weight.clone(), Small(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    for network in (own, other):
+        loaded = xu.load_run("own", network).model
+        assert same_weights(loaded, run.model) and loaded.input_mean == [0.5] * 3
+    assert torch.equal(own[1].weight, first) and not hasattr(other, "input_mean"), "the network passed was changed"
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.Linear(3 * 8 * 8, 1000), r"\(1, 1000\); needed: logits \[B, 3\], for covid, normal, virus"),
+        (nn.Sequential(nn.Linear(3 * 8 * 8, 6), nn.Unflatten(1, (2, 3))), r"\(1, 2, 3\); needed"),
+        (nn.LSTM(3 * 8 * 8, 3), r"\('tuple',\); needed"),
+        (nn.Linear(5, 3), r"images of 8 x 8 pixels do not pass \(.*mat1 and mat2.*\); needed"),
+    ],
+)
+def test_a_network_of_ones_own_with_other_outputs_is_refused_before_it_trains(layer, said, data):
+    own = nn.Sequential(nn.Flatten(), nn.Dropout(), layer)
+    own.input_mean, own.input_std = [0.5] * 3, [0.5] * 3
+    state = torch.random.get_rng_state()
+    for use in (lambda: fit(own, data), lambda: xu.estimate_time(own, data, 1, batch_size=8)):
+        with pytest.raises(ValueError, match=f"^model: .*{said}"):
+            use()
+    assert torch.equal(torch.random.get_rng_state(), state) and not xu.outputs_dir("runs").exists()

@@ -89,7 +89,8 @@ def fit(
 
     The run folder `outputs/runs/<name>/` gets config.json, and last.pt, best.safetensors and history.csv after every
     epoch. The same call again resumes an unfinished run and loads a finished one; with other settings, data or
-    network it starts a new folder `<name>-2` and says so.
+    network it starts a new folder `<name>-2` and says so. With more epochs and nothing else changed, the new folder
+    continues the shorter run and ends as one long run would, unless the rates depend on `epochs` (cosine, warmup).
 
     schedule: "plateau" (ReduceLROnPlateau on the validation loss: after more than 3 epochs without gain lr * 0.3),
     "cosine" to zero, or "constant"; warmup: share of all steps in which a cosine or constant rate rises from zero.

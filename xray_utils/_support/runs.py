@@ -1,10 +1,12 @@
 """Run folders: the configuration, checkpoints, resuming and loading."""
 
+import copy
 import hashlib
 import io
 import json
 import math
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,27 +56,38 @@ def _config(model, data, name, settings):
 
 
 def _run_folder(name, config, write=True):
-    """The newest folder of this name if it holds the same run; else the next free one, with a message.
+    """The folder that holds this run, else the next free one with a message; and the folder it starts from, or None.
 
+    A run starts from one that differs in fewer `epochs` alone, if its learning rates do not depend on their number.
     Of several processes one may `write`: the others come to the same folder, whether its config is there yet or not.
     """
+    settings, shorter = config["settings"], (0, None)  # the epochs of that run, and its folder
     for number in range(1, 10_000):
         folder = outputs_dir("runs", name if number == 1 else f"{name}-{number}")
         if not (folder / "config.json").is_file():
             break
         other = json.loads((folder / "config.json").read_text())
         if other == config:
-            return folder
+            return folder, shorter[1]
         differs = [
             f"{key} {other['settings'].get(key)} -> {value}"
-            for key, value in config["settings"].items()
+            for key, value in settings.items()
             if other["settings"].get(key) != value
         ] + [key for key in config if key not in ("settings", "name") and other.get(key) != config[key]]
         print(f"{folder.name}: another run ({', '.join(differs)}); it is kept.")
+        epochs, longer = other["settings"].get("epochs", math.inf), {"epochs": settings["epochs"]}
+        if epochs < settings["epochs"] and other | {"settings": other["settings"] | longer} == config:
+            missing = [file for file in ("last.pt", "best.safetensors") if not (folder / file).is_file()]
+            if settings["schedule"] == "cosine" or settings["warmup"]:
+                missing = ["rate that is independent of epochs (schedule 'plateau', or 'constant' without warmup)"]
+            if missing:
+                print(f"{folder.name}: it has no {missing[0]}, so the longer run starts at epoch 1.")
+            else:
+                shorter = max(shorter, (epochs, folder))
     if write:
         with whole_file(folder / "config.json") as path:
             path.write_text(json.dumps(config, indent=1))
-    return folder
+    return folder, shorter[1]
 
 
 def _kept(folder, history):
@@ -113,12 +126,16 @@ def _save_best(folder, state, history):
         pd.DataFrame(history).to_csv(path, index=False)
 
 
-def _resume(folder, model, optimizer, plateau, accelerator):
-    """The history so far; weights, optimizer, schedule and the scaler of fp16 are put back as they were."""
-    if not (folder / "last.pt").is_file():
+def _resume(folder, shorter, model, optimizer, plateau, accelerator):
+    """The history so far; weights, optimizer, schedule and the scaler of fp16 are put back as they were.
+
+    A run without an epoch of its own takes them from the run `shorter`, whose folder stays as it is.
+    """
+    source = folder if (folder / "last.pt").is_file() or not shorter else shorter
+    if not (source / "last.pt").is_file():
         return []
     try:
-        last = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+        last = torch.load(source / "last.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(last["model"])
         optimizer.load_state_dict(last["optimizer"])
         plateau.load_state_dict(last["plateau"])
@@ -127,10 +144,15 @@ def _resume(folder, model, optimizer, plateau, accelerator):
         history = last["history"]
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"name: the checkpoint {folder / 'last.pt'} is broken ({str(error)[:200]}). Move its folder away, or give "
+            f"name: the checkpoint {source / 'last.pt'} is broken ({str(error)[:200]}). Move its folder away, or give "
             "another name, to train again."
         ) from error
     if accelerator.is_main_process:
+        if source != folder:
+            print(f"{folder.name}: continues {source.name}, which keeps its own results.")
+            for file in ("best.safetensors", "last.pt"):  # the checkpoint last: after a kill before it, all is repeated
+                with whole_file(folder / file) as path:
+                    shutil.copyfile(source / file, path)
         _save_best(folder, last["model"], history)
     return history
 
@@ -138,12 +160,14 @@ def _resume(folder, model, optimizer, plateau, accelerator):
 def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
     """A run from its name or folder, with the weights that were best on validation.
 
-    model: a network as the one that was trained, where it is your own. Raises FileNotFoundError when there is no such
-    run, or none of its epochs is complete, ValueError for a `model` that is missing or not the one of the run.
+    model: a network like the one that was trained, where it is your own; the weights go into a copy of it. Raises
+    FileNotFoundError when there is no such run, or none of its epochs is complete, ValueError for a `model` that is
+    missing or not the one of the run.
     """
     check_path("run", run, "the name or folder of one")
     if model is not None:
         check_model(model)
+        model = copy.deepcopy(model)
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
     for file in ("config.json", "history.csv", "best.safetensors"):
         if not (folder / file).is_file():
@@ -163,5 +187,6 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
         model.load_state_dict(load_weights(folder / "best.safetensors"))
     except RuntimeError as error:
         raise ValueError(f"model: it is not the network of {folder.name!r} ({str(error)[:200]}).") from error
+    model.input_mean, model.input_std = config["input_mean"], config["input_std"]
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
     return Run(folder.name, folder, model.eval(), history, config)

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from ..augment import AUGMENTATIONS
 from ..batches import batches, to_input
 from ..constants import CLASSES
-from ..models import check_model, count_parameters
+from ..models import check_model, count_parameters, logits_of
 from ..prepared import check_data
 from .checks import check_choice, check_flag, check_number, check_whole
 from .device import _part, accelerator_of, choose_precision, synchronised
@@ -57,7 +57,8 @@ class Session:
         if settings["precision"] == "fp16" and device.type == "cpu":  # accelerate would go on in fp32 without a word
             raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
         self.data, self.name, self.settings = data, name, settings
-        self.folder = _run_folder(name, _config(model, data, name, settings), write=accelerator.is_main_process)
+        config = _config(model, data, name, settings)
+        self.folder, shorter = _run_folder(name, config, write=accelerator.is_main_process)
         self.finished = (self.folder / "finished.json").is_file()
         self.result = copy.deepcopy(model)  # the caller's keeps its first weights: the same call finds this run again
         if self.finished:
@@ -70,7 +71,7 @@ class Session:
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=3)
         self.class_weights = class_weights(data.train).to(device) if settings["class_weights"] else None
         self.pixels = {"train": pixels_of(data.train, device), "val": pixels_of(data.val, device)}
-        self.history = _resume(self.folder, self.model, optimizer, self.plateau, accelerator)
+        self.history = _resume(self.folder, shorter, self.model, optimizer, self.plateau, accelerator)
         self.hooks = channels_first_for_few(self.model, device)
         self.network, self.optimizer = accelerator.prepare(self.model), accelerator.prepare(optimizer)
         self.steps = math.ceil(len(data.train) / settings["batch_size"])  # of an epoch
@@ -227,6 +228,23 @@ def check_material(model, data, epochs, batch_size):
     classes = getattr(model, "spec", {}).get("num_classes", len(CLASSES))
     if classes != len(CLASSES):
         raise ValueError(f"model: num_classes {classes} must be {len(CLASSES)}, for {', '.join(CLASSES)}.")
+    if not hasattr(model, "spec"):
+        check_own_network(model, data.train.take(np.arange(1)))
+
+
+def check_own_network(model, pixels):
+    """Raise ValueError unless a network that is none of the course turns images like `pixels` into logits."""
+    needed = f"needed: logits [B, {len(CLASSES)}], for {', '.join(CLASSES)}"
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network, device = copy.deepcopy(model).eval(), next(model.parameters()).device
+            output = logits_of(network, to_input(pixels, model, device))
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        size = " x ".join(map(str, pixels.shape[1:3]))
+        raise ValueError(f"model: images of {size} pixels do not pass ({error}); {needed}.") from error
+    shape = tuple(getattr(output, "shape", [type(output).__name__]))
+    if shape != (1, len(CLASSES)):
+        raise ValueError(f"model: it turns an image [1, 3, H, W] into {shape}; {needed}. Give it another last layer.")
 
 
 def class_weights(split):

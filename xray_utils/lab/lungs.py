@@ -1,6 +1,6 @@
-"""Lung segmentation by a small U-Net that was trained on phantoms alone; no download needed.
+"""Lung segmentation by a small U-Net that was trained on synthetic radiographs alone; no download needed.
 
-`results/scripts/train_lungs.py` trains it in about a minute of one core.
+`results/scripts/lung_network.py` draws them and trains it.
 """
 
 from functools import cache

@@ -1,9 +1,13 @@
 """Saliency maps: Grad-CAM, attention rollout, the share of a map inside the lungs, and a sanity check."""
 
+import copy
+import math
+
 import numpy as np
 import pandas as pd
 import scipy
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from .._support.checks import check_whole
@@ -14,7 +18,40 @@ from ..models import build, logits_of
 from ..prepared import Split
 from ..training import check_use, predict
 
-LAST_CONV = {"baseline_cnn": "7", "resnet18": "layer4"}  # the stage before the pooling: 56 x 56, 7 x 7 of 224 x 224
+
+def _is_hugging_face_vit(model):
+    return getattr(getattr(model, "config", None), "model_type", None) == "vit"
+
+
+def _last_stage(model, image):
+    """The name of the module whose output Grad-CAM weighs, found by passing one normalised `image` [1, 3, H, W].
+
+    Of a CNN the last with maps [1, C, h, w] of more than a pixel. Of a network of tokens [1, T, C] the last layer
+    normalisation whose patches change the logits: where a class token answers, the one before the last attention.
+    """
+    outputs = {}
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: outputs.update({name: (module, output)}))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        logits = logits_of(model, image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    tensors = [(n, m, o) for n, (m, o) in outputs.items() if isinstance(o, torch.Tensor) and o.requires_grad]
+    tokens = {name: output for name, module, output in tensors if isinstance(module, nn.LayerNorm) and output.ndim == 3}
+    gradients = torch.autograd.grad(logits.max(), list(tokens.values()), allow_unused=True) if tokens else ()
+    names = [n for n, g in zip(tokens, gradients, strict=True) if g is not None and _as_maps(g).any()]
+    maps = [name for name, _, output in tensors if output.ndim == 4 and output[0, 0].numel() > 1]
+    return [None, *(names or tokens or maps)][-1]
+
+
+def _as_maps(stage):
+    """Tokens [B, T, C] as maps [B, C, side, side], without the class token and others before the patches."""
+    side = math.isqrt(stage.shape[1])
+    return stage[:, stage.shape[1] - side**2 :].mT.unflatten(2, (side, side)) if stage.ndim == 3 else stage
 
 
 def _indices(target, split):
@@ -42,33 +79,37 @@ def grad_cam(
     """Grad-CAM: evidence for a class in the last convolutions, float32 [B, H, W] in 0..1 (Selvaraju et al. 2017).
 
     target: None for the class that is predicted, the name of one, or a list with one an image (arXiv:1610.02391).
-    layer: the module whose output [B, C, h, w] is weighed, by name; None for the last stage of the course's CNNs.
-    A map is all 0 if nothing supports the class. The model is not changed. Raises ValueError for a network
-    whose last stage is not known, or that is no CNN there.
+    layer: the module whose output [B, C, h, w], or tokens [B, T, C], is weighed, by name; None for the last with such
+    an output. A map is all 0 if nothing supports the class. The model is not changed. Raises ValueError for a
+    network without such a layer, or a `layer` with another output.
     """
     check_use(model, split, batch_size)
     target = _indices(target, split)
-    layer = LAST_CONV.get(getattr(model, "spec", {}).get("network")) if layer is None else layer
-    modules = dict(model.named_modules())
-    if not isinstance(layer, str) or layer not in modules:
-        raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution stage.")
-    kept, device, was_training = [], next(model.parameters()).device, model.training
-    handle = modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output))
-    maps = []
+    modules, maps, kept, hooks = dict(model.named_modules()), [], [], []
+    device, was_training = next(model.parameters()).device, model.training
     try:
         model.eval()
+        if layer is None:
+            with memory_for(1), torch.enable_grad():
+                layer = _last_stage(model, to_input(split.take([0]), model, device).requires_grad_())
+        if not isinstance(layer, str) or layer not in modules:
+            raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution.")
+        hooks.append(modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output)))
         for indices in batches(split, batch_size):
             with memory_for(len(indices)), torch.enable_grad():  # from the input on: the weights may be frozen
-                logits = logits_of(model, to_input(split.take(indices), model, device).requires_grad_())
-                stage = kept.pop()
-                if stage.ndim != 4:
-                    raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no maps [B, C, h, w].")
+                images = to_input(split.take(indices), model, device).requires_grad_()
+                logits, stage = logits_of(model, images), kept.pop()
+                square = stage.ndim == 3 or stage.ndim == 4 and stage.shape[2] == stage.shape[3]
+                if not square and (stage.ndim != 4 or images.shape[2] == images.shape[3]):
+                    raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no [B, C, h, w] and no tokens.")
                 classes = logits.argmax(1) if target is None else torch.from_numpy(target[indices]).to(device)
                 (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
-                weighed = (gradient.mean((2, 3), keepdim=True) * stage).sum(1).relu().detach()
+                weights = _as_maps(gradient).mean((2, 3), keepdim=True)
+                weighed = (weights * _as_maps(stage)).sum(1).relu().detach()
                 maps.append(_to_image(weighed, split.pixels.shape[1:3]))
     finally:
-        handle.remove()
+        for hook in hooks:
+            hook.remove()
         model.train(was_training)
     return np.concatenate(maps)
 
@@ -81,9 +122,9 @@ def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16
     is the same for every class. The model is not changed. Raises ValueError for anything but a Hugging Face ViT.
     """
     check_use(model, split, batch_size)
-    config = getattr(model, "config", None)
-    if getattr(config, "model_type", None) != "vit":
+    if not _is_hugging_face_vit(model):
         raise ValueError(f"model: a {type(model).__name__} is no Hugging Face ViT; use grad_cam for a CNN.")
+    config = model.config
     device, was_training, before = next(model.parameters()).device, model.training, config._attn_implementation
     maps = []
     try:
@@ -105,11 +146,11 @@ def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16
 
 
 def saliency_maps(model: torch.nn.Module, split: Split, target: str | None = None, batch_size: int = 16) -> np.ndarray:
-    """The map of each image, float32 [B, H, W] in 0..1: `grad_cam` of a CNN, `attention_rollout` of a ViT.
+    """The map of each image, float32 [B, H, W] in 0..1: `attention_rollout` of a Hugging Face ViT, else `grad_cam`.
 
     target: see `grad_cam`. Raises ValueError for a target with a ViT, whose rollout knows no class.
     """
-    if getattr(getattr(model, "config", None), "model_type", None) != "vit":
+    if not _is_hugging_face_vit(model):
         return grad_cam(model, split, target, batch_size=batch_size)
     if target is not None:
         raise ValueError(f"target: {target!r} has no meaning for a ViT: its rollout is the same for every class.")
@@ -138,11 +179,16 @@ def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
 
 def randomised(model, seed=0):
     """The same network with new random weights, which differ from the initial weights of the training."""
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[]):
+    device, spec = next(model.parameters()).device, getattr(model, "spec", None)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # far from the seeds that networks begin with
-        other = build(model.spec, model.input_mean, model.input_std)  # draws a ViT anew, but a CNN always the same
-        for module in () if model.spec["network"] == "vit" else other.modules():
+        if spec:
+            other = build(spec, model.input_mean, model.input_std)  # draws a ViT anew, but a CNN always the same
+        else:  # of your own: what no layer draws anew, such as position embeddings, gets its values in another order
+            other = copy.deepcopy(model).cpu()
+            for tensor in other.parameters():
+                tensor.copy_(tensor.flatten()[torch.randperm(tensor.numel())].view_as(tensor))
+        for module in () if spec and spec["network"] == "vit" else other.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     return other.to(device).eval()
@@ -153,13 +199,11 @@ def sanity_check(model: torch.nn.Module, split: Split, seed: int = 0, batch_size
 
     A map that hardly changes shows the image or the architecture, not what was learned (arXiv:1810.03292): near
     0 is good, near 1 disqualifies the map. The class asked for is the one that the trained network predicts. Not a
-    number where one of the two maps is the same everywhere. Raises ValueError for a network that is none of the course.
+    number where one of the two maps is the same everywhere.
     """
     check_use(model, split, batch_size)
     check_whole("seed", seed)
-    if not hasattr(model, "spec"):
-        raise ValueError(f"model: a {type(model).__name__} is no network of the course; it cannot be built again.")
-    target = None if model.spec["network"] == "vit" else predict(model, split, batch_size).predicted.to_list()
+    target = None if _is_hugging_face_vit(model) else predict(model, split, batch_size).predicted.to_list()
     ranks = []
     for one in (model, randomised(model, seed)):
         maps = saliency_maps(one, split, target, batch_size)

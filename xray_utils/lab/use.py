@@ -175,6 +175,14 @@ model, processor = load_model("model.safetensors"), AutoImageProcessor.from_pret
 pixels = processor(Image.open("xray.png").convert("RGB"), return_tensors="pt")["pixel_values"]
 print(model(pixels).softmax(dim=1).tolist())  # covid, normal, virus""",
 }
+OWN = """# model = ...  # the {network} as you made it for the training, with any weights
+from PIL import Image
+from safetensors.torch import load_model
+from transformers import AutoImageProcessor
+
+load_model(model.eval(), "model.safetensors")
+pixels = AutoImageProcessor.from_pretrained(".")(Image.open("xray.png").convert("RGB"), return_tensors="pt")
+print(model(pixels["pixel_values"]).softmax(dim=1).tolist())  # covid, normal, virus"""
 BASELINE = '''"""The baseline CNN of the course, in plain torch: transformers has none like it."""
 
 from safetensors.torch import load_file
@@ -228,16 +236,13 @@ def export_model(run: Run, folder: str | Path | None = None) -> Path:
 
     model.safetensors, config.json, preprocessor_config.json, and README.md: a model card with the metrics of the run
     and three lines that load it, in transformers (ResNet18, ViT) or torch (the baseline, whose layers are written
-    down in baseline_cnn.py beside it). folder: None for `outputs/export/<name of the run>`; an
-    earlier export there is replaced.
+    down in baseline_cnn.py beside it). The layers of a network of your own are not written: the lines load the weights
+    into one that you make. folder: None for `outputs/export/<name of the run>`; an earlier export there is replaced.
 
-    Raises ValueError for a network that is none of the course, FileExistsError when the folder holds anything but an
-    export, and OSError when it cannot be written.
+    Raises FileExistsError when the folder holds anything but an export, and OSError when it cannot be written.
     """
     run = _run_of(run)
     network = run.config["network"]["network"]
-    if network not in LOADING:
-        raise ValueError(f"run: its network {network!r} is none of {', '.join(LOADING)}; save its weights yourself.")
     if folder is not None:
         check_path("folder", folder, "where to write it, or None")
     folder = Path(folder).expanduser() if folder else outputs_dir("export", run.name)
@@ -306,8 +311,8 @@ def _card(run):
         protocol=config["data"]["protocol"],
         size=config["data"]["size"],
         classes=", ".join(CLASSES),
-        library="torch" if network == "baseline_cnn" else "transformers",
-        loading=LOADING[network],
+        library="transformers" if LOADING.get(network) == TRANSFORMERS else "torch",
+        loading=LOADING.get(network, OWN.format(network=network)),
         metrics=metrics,
         settings=json.dumps(config["settings"]),
     )

@@ -1,7 +1,9 @@
-"""Train the lung segmentation of `xray_utils.lab.lungs` on phantoms: python results/scripts/train_lungs.py
+"""Train the network of `lung_fields` on synthetic radiographs and write its weights: about a minute of one core.
 
-The training phantoms are far more varied than those of the tests (domain randomisation, Tobin et al. 2017,
-arXiv:1703.06907): bent, cropped, opaque, with wires, bars, gas and large hearts, in any contrast.
+    .venv/bin/python results/scripts/lung_network.py
+
+They are far more varied than those of the tests (domain randomisation, Tobin et al. 2017, arXiv:1703.06907): bent,
+cropped, opaque, with wires, bars, gas and large hearts, in any contrast.
 """
 
 import sys
