@@ -208,6 +208,7 @@ WRONG = {
         *[("source", repr(v), "a .zip file, or None", lambda t, v=v: xu.use_images(v)) for v in (3, ["a"], b"a")],
     ],
     "audit_images": [("images", "lost its folder", "find_images", lambda t: xu.audit_images(LOST))],
+    "label_conflicts": [*images_rows(xu.label_conflicts, "file", "label", "alike", "duplicate", "sha256")],
     "read_image": [("", "manifest.csv", "image", lambda t: xu.read_image(t.folder / "manifest.csv"))],
     "resize": [
         ("image", "None", "read_image", lambda t: xu.resize(None)),

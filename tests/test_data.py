@@ -709,6 +709,38 @@ def test_duplicates_are_those_of_the_definition_whatever_the_tile():
         assert list(found) == [groups[row.argmax()] for row in group]
 
 
+def test_duplicates_with_another_label_are_a_conflict_and_in_no_split(phantoms, capsys):
+    shutil.copy(phantoms / "covid" / "a0.png", phantoms / "virus" / "x.png")
+    save_phantom(phantoms / "virus" / "y.jpg", "normal", 1, quality=80)
+    mirrored = lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # noqa: E731
+    save_phantom(phantoms / "normal" / "z.png", "virus", 2, mirrored)
+    shutil.copy(phantoms / "covid" / "a3.png", phantoms / "covid" / "same label.png")
+    audited = xu.audit_images(xu.find_images(phantoms))
+    found = xu.label_conflicts(audited)
+    assert found.to_numpy().tolist() == [
+        ["covid/a0.png", "covid", "virus/x.png", "virus", "exact"],
+        ["normal/a1.png", "normal", "virus/y.jpg", "virus", "near"],
+        ["normal/z.png", "normal", "virus/a2.png", "virus", "mirror"],
+    ]
+    said = capsys.readouterr().out
+    assert "Left out of every split: 6 images whose duplicates have another label" in said
+    assert "'covid/a0.png' (covid), like 'virus/x.png' (virus)" in said
+    left = set(audited.file) - {*found.file, *found.other_file}
+    for protocol in ("grouped", "slides"):
+        assert set(xu.split_images(audited, protocol).file) == left
+        assert set(xu.split_images(audited, protocol, keep_conflicts=True).file) == set(audited.file)
+
+
+def test_a_set_of_many_conflicting_images_has_few_pairs(tmp_path):
+    for i in range(30):
+        path = tmp_path / xu.CLASSES[i % 3] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (20, 20), 90).save(path)
+    found = xu.label_conflicts(xu.audit_images(xu.find_images(tmp_path)))
+    assert len(found) < 30 and found.label.ne(found.other_label).all()
+    assert len({*found.file, *found.other_file}) == 30
+
+
 def test_images_without_structure_are_duplicates_only_byte_by_byte(tmp_path):
     for name, grey in (("covid/a", 0), ("covid/b", 90), ("normal/a", 0), ("normal/b", 180)):
         (tmp_path / name).parent.mkdir(exist_ok=True)

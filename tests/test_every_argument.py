@@ -57,10 +57,12 @@ GOOD = {  # of each function, all its arguments
     "download_images": lambda t: dict(source="mnist", folder=t.folder),
     "use_images": lambda t: dict(source="nowhere"),
     "audit_images": lambda t: dict(images=t.images, near=0.95),
+    "label_conflicts": lambda t: dict(images=t.images),
     "read_image": lambda t: dict(path=t.folder / t.images.file[0]),
     "resize": lambda t: dict(image=t.image, size=8),
     "split_images": lambda t: dict(
-        images=t.images, protocol="grouped", seed=0, mirror=True, fractions=(0.7, 0.15, 0.15)
+        images=t.images, protocol="grouped", seed=0, mirror=True, fractions=(0.7, 0.15, 0.15),
+        keep_conflicts=False,
     ),
     "count_split": lambda t: dict(split=t.split),
     "describe_images": lambda t: dict(images=t.images),
@@ -187,6 +189,7 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
     (7,): [  # True
         *[("fit", "class_weights"), ("fit", "augment"), ("vit", "freeze"), ("count_parameters", "trainable")],
         *[("split_images", "mirror"), ("load_data", "mirror"), ("vit_weights", "is_sample")],
+        ("split_images", "keep_conflicts"),
         ("vit", "pretrained"),
         ("covid_vs_normal", "within"),
     ],

@@ -94,9 +94,10 @@ def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
 
     `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
     "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "". `alike`
-    is one name for all images that are duplicates of each other, whosever they are. A file that cannot be read keeps
-    its row, with the reason in `problem`; `split_images` leaves it out. How many there are is said aloud. What was
-    found of the others is kept in `outputs/audited/`, and they are read again when size, time or permissions change.
+    is one name for all images that are duplicates of each other, whosever they are; if they have several labels, one is
+    wrong: see `label_conflicts`. A file that cannot be read keeps its row, with the reason in `problem`. `split_images`
+    leaves out both, and how many there are is said aloud. What was found of the others is kept in `outputs/audited/`,
+    and they are read again when size, time or permissions change.
 
     Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
     """
@@ -118,7 +119,38 @@ def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
         print(f"Left out of every split: {len(broken)} of {len(audited)} images cannot be read; {first}")
     audited["duplicate"], audited["alike"], audited["group"] = _join_duplicates(audited, thumbnails, near)
     audited.attrs = dict(images.attrs)
+    if (conflicts := _in_conflict(audited)).any():
+        first = label_conflicts(audited).iloc[0]
+        print(
+            f"Left out of every split: {conflicts.sum()} images whose duplicates have another label (see "
+            f"label_conflicts); the first is {first.file!r} ({first.label}), like {first.other_file!r} "
+            f"({first.other_label})."
+        )
     return audited
+
+
+def _in_conflict(images):
+    """True for each image whose duplicates, of whatever kind, do not all have its label."""
+    return images.groupby("alike").label.transform("nunique").gt(1)
+
+
+def label_conflicts(images: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of duplicates with different labels: `file, label, other_file, other_label, kind`; no rows where none.
+
+    images: the table of `audit_images`. At least one label of a pair is wrong. Each image of such a set stands in a
+    pair. `kind` is "exact", or "near" or "mirror" as in the column `duplicate` of the later image.
+    Raises ValueError for another table.
+    """
+    check_table("images", images, ["file", "label", "alike", "duplicate", "sha256"], "audit_images")
+    pairs = {}
+    for _, alike in images[_in_conflict(images)].groupby("alike"):
+        firsts = alike.drop_duplicates("label")
+        for i, row in alike.iterrows():
+            j = firsts.index[firsts.label.ne(row.label)][0]
+            one, other = images.loc[min(i, j)], images.loc[max(i, j)]
+            kind = "exact" if one.sha256 == other.sha256 else other.duplicate.replace("exact", "near") or "near"
+            pairs[min(i, j), max(i, j)] = (one.file, one.label, other.file, other.label, kind)
+    return pd.DataFrame(list(pairs.values()), columns=["file", "label", "other_file", "other_label", "kind"])
 
 
 def _join_duplicates(images, thumbnails, near, tile=2048):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ._support.checks import _shown, check_choice, check_flag, check_table, check_whole
+from .audit import _in_conflict
 from .constants import SPLITS
 
 
@@ -22,19 +23,24 @@ def split_images(
     seed: int = 0,
     mirror: bool = True,
     fractions: tuple = (0.7, 0.15, 0.15),
+    keep_conflicts: bool = False,
 ) -> pd.DataFrame:
     """Add the columns `split` (train, val, test) and `mirrored`; unreadable images are left out.
 
     protocol "grouped": stratified by class, a group never on two sides, only training rows mirrored.
     protocol "slides": mirror first, then a plain random split (what the original course project did: most test
     images then have their mirrored copy in training). `mirror=False` leaves all mirrored rows out.
+    Images whose duplicates have another label (see `label_conflicts`) are left out, unless `keep_conflicts`.
     The order of the rows does not matter. Raises ValueError for a bad argument, an unknown class, a file that stands
     twice, or no images.
     """
     _check_split(protocol, seed, mirror, fractions)
+    check_flag("keep_conflicts", keep_conflicts)
     check_table("images", images, ["file", "label", "group"], "find_images")
     if "problem" in images:
         images = images[images.problem.eq("")]
+    if "alike" in images and not keep_conflicts:
+        images = images[~_in_conflict(images)]
     if "mirrored" in images:  # split before: start from the images again
         images = images[~images.mirrored].drop(columns=["split", "mirrored"], errors="ignore")
     if images.empty:

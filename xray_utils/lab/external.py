@@ -20,7 +20,7 @@ from .._support.checks import (
     check_whole,
 )
 from .._support.memory import memory_for
-from ..audit import _audited, audit_images
+from ..audit import _audited, _in_conflict, audit_images
 from ..batches import batches, to_input
 from ..constants import PROBABILITIES
 from ..images import _root, find_images, read_image, resize
@@ -123,13 +123,13 @@ def load_external(folder: str | Path, images: pd.DataFrame, size: int = 224, nea
     """The images of `folder` as one `Split`, without those related to training; print how many are left out.
 
     images: the audited table that the networks were trained from. Left out are files that cannot be read, exact, near
-    or mirrored duplicates of `images` (as `audit_images` finds them), and patients that are in it. Classes may be
-    absent. Raises ValueError when nothing is left.
+    or mirrored duplicates of `images` (as `audit_images` finds them), patients that are in it, and label conflicts.
+    Classes may be absent. Raises ValueError when nothing is left.
     """
     check_table("images", images, ["file", "label", "problem"], "audit_images")
     check_size(size)
     external = audit_images(find_images(folder, least_classes=1), near)
-    external = external[external.problem.eq("")].reset_index(drop=True)
+    external = external[external.problem.eq("") & ~_in_conflict(external)].reset_index(drop=True)
     ours, theirs = (_audited(_root(table), table.file[table.problem.eq("")])[1] for table in (images, external))
     mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
     known = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
