@@ -5,6 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from .batches import to_device
+
 
 def augment_mild(images, generator, of=None):
     """Mirror half of the images; turn up to 10 degrees, shift 5 %, zoom 10 %, contrast and brightness 10 %.
@@ -13,11 +15,10 @@ def augment_mild(images, generator, of=None):
     several processes share, and where in it these images stand.
     """
     n, mine = of or (len(images), slice(None))
-    turn, zoom, right, down, contrast, brightness, flip = (
-        torch.rand(7, n, generator=generator)[:, mine] * 2 - 1  # each in -1..1; drawn on the CPU, the same everywhere
-    ).to(images.device)
+    draws = torch.rand(7, n, generator=generator)[:, mine] * 2 - 1  # in -1..1; drawn on the CPU, the same everywhere
+    turn, zoom, right, down, contrast, brightness, flip = to_device(draws, images.device)
     angle, scale = turn * math.radians(10), 1 + 0.1 * zoom
-    sign = torch.where(flip > 0, 1.0, -1.0)
+    sign = (flip > 0) * 2.0 - 1
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     affine = torch.stack(  # [B, 2, 3]; shifts are in half image widths
         [torch.stack([cos * sign, -sin, 0.1 * right], 1), torch.stack([sin * sign, cos, 0.1 * down], 1)], 1
@@ -40,8 +41,8 @@ def augment_strong(images, generator, of=None):
     images: normalised [B, 3, H, W]; the same generator state gives the same result. of: as for `augment_mild`.
     """
     (n, mine), (height, width) = of or (len(images), slice(None)), images.shape[2:]
-    noise = torch.randn(n, 1, height, width, generator=generator)[mine].to(images.device)
-    draws = (torch.rand(18, n, 1, 1, 1, generator=generator)[:, mine] * 2 - 1).to(images.device)  # each in -1..1
+    noise = to_device(torch.randn(n, 1, height, width, generator=generator)[mine], images.device)
+    draws = to_device(torch.rand(18, n, 1, 1, 1, generator=generator)[:, mine] * 2 - 1, images.device)  # in -1..1
     turn, zoom, aspect, right, down, flip, tone, gamma, contrast, brightness, blur, grain, *mark = draws
     low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
     images = (images - low) / (high - low).clamp(min=1e-6)  # 0..1 whatever the normalisation was

@@ -1,5 +1,7 @@
 """Batches of a split, as the input of a network."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -10,11 +12,24 @@ def batches(split, batch_size, rng=None):
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def to_device(array, device):
+    """A numpy array or tensor on the device. A GPU copies it from pinned memory: the program does not wait."""
+    tensor = torch.as_tensor(array)
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=32)  # a new tensor on a GPU is a copy that the program waits for
+def _line(values, width, device):
+    return torch.tensor(values, dtype=torch.float32, device=device).repeat(width)
+
+
 def to_input(pixels, model, device):
     """uint8 [B, H, W, 3] to the normalised float [B, 3, H, W] (channels last in memory) that `model` expects."""
-    pixels = torch.as_tensor(pixels).to(device)
+    pixels = to_device(pixels, device)
     mean, std = (  # of a whole line: three numbers at a time take five times as long
-        torch.tensor(values, device=device).repeat(pixels.shape[2]) for values in (model.input_mean, model.input_std)
+        _line(tuple(values), pixels.shape[2], device) for values in (model.input_mean, model.input_std)
     )
     lines = pixels.flatten(2).float()  # [B, H, W * 3]
     lines.div_(255).sub_(mean).div_(std)  # in place: new memory costs more than the arithmetic

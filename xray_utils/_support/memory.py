@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..batches import to_device
+
 
 @contextmanager
 def memory_for(batch_size):
@@ -85,4 +87,4 @@ def pixels_of(split, device):
     if len(split) * math.prod(split.pixels.shape[1:]) > room_for_pixels(device):
         return split.take
     everything = torch.from_numpy(split.take(np.arange(len(split)))).to(device)
-    return lambda indices: everything[torch.from_numpy(indices).to(device)]
+    return lambda indices: everything[to_device(indices, device)]

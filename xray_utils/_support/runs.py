@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from ..models import NETWORKS, build, check_model, count_parameters, load_weights
 from .checks import check_path
+from .device import accelerator_of
 from .files import whole_file
 from .paths import outputs_dir
 
@@ -160,12 +161,13 @@ def _resume(folder, shorter, model, optimizer, plateau, accelerator):
 def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
     """A run from its name or folder, with the weights that were best on validation.
 
-    model: a network like the one that was trained, where it is your own; the weights go into a copy of it. Raises
-    FileNotFoundError when there is no such run, or none of its epochs is complete, ValueError for a `model` that is
-    missing or not the one of the run.
+    It is on the GPU, if there is one. model: a network like the one that was trained, where it is your own; the weights
+    go into a copy of it, on its device. Raises FileNotFoundError when there is no such run, or none of its epochs is
+    complete, ValueError for a `model` that is missing or not the one of the run.
     """
     check_path("run", run, "the name or folder of one")
-    if model is not None:
+    own = model is not None
+    if own:
         check_model(model)
         model = copy.deepcopy(model)
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
@@ -178,7 +180,7 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
                 f"run: {folder.name!r} has no {file}. Train it first: run its notebook. Trained here: {here}."
             )
     config = json.loads((folder / "config.json").read_text())
-    if model is None:
+    if not own:
         kind = config["network"]["network"]
         if kind not in NETWORKS:
             raise ValueError(f"model: {folder.name!r} is of a network of your own, {kind}: pass it to load_run.")
@@ -189,4 +191,6 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
         raise ValueError(f"model: it is not the network of {folder.name!r} ({str(error)[:200]}).") from error
     model.input_mean, model.input_std = config["input_mean"], config["input_std"]
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    if not own:
+        model.to(accelerator_of().device)
     return Run(folder.name, folder, model.eval(), history, config)

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import set_seed
 
 from ..augment import AUGMENTATIONS
-from ..batches import batches, to_input
+from ..batches import batches, to_device, to_input
 from ..constants import CLASSES
 from ..models import check_model, count_parameters, logits_of
 from ..prepared import check_data
@@ -63,6 +63,7 @@ class Session:
         self.result = copy.deepcopy(model)  # the caller's keeps its first weights: the same call finds this run again
         if self.finished:
             print(f"{self.folder.name}: this run is complete and is loaded, not repeated.")
+            self.result.to(device)
             return
         self.model = synchronised(self.result, accelerator).to(device=device, memory_format=torch.channels_last)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -73,7 +74,8 @@ class Session:
         self.pixels = {"train": pixels_of(data.train, device), "val": pixels_of(data.val, device)}
         self.history = _resume(self.folder, shorter, self.model, optimizer, self.plateau, accelerator)
         self.hooks = channels_first_for_few(self.model, device)
-        self.network, self.optimizer = accelerator.prepare(self.model), accelerator.prepare(optimizer)
+        self.network = accelerator.prepare(self.model)  # and the optimizer for fp16 alone: its wrapper is slow
+        self.optimizer = accelerator.prepare(optimizer) if accelerator.scaler else optimizer
         self.steps = math.ceil(len(data.train) / settings["batch_size"])  # of an epoch
         accelerator.print(
             f"{self.folder.name}: {count_parameters(self.model, trainable=True):,} trained parameters, "
@@ -122,7 +124,7 @@ class Session:
 
     def load(self, side, indices):
         """Normalised images [B, 3, H, W] and labels [B] on the device."""
-        labels = torch.from_numpy(getattr(self.data, side).labels[indices]).to(self.device, non_blocking=True)
+        labels = to_device(getattr(self.data, side).labels[indices], self.device)
         return to_input(self.pixels[side](indices), self.model, self.device), labels
 
     def watch(self, loss, images, counters):
