@@ -1,0 +1,122 @@
+"""Write the slides as one HTML file (reveal.js), as PowerPoint, and as PDF."""
+
+import base64
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+from pptx import Presentation
+from pptx.dml.color import RGBColor
+from pptx.enum.text import MSO_ANCHOR, PP_ALIGN
+from pptx.util import Inches, Pt
+from xray_utils._support.files import whole_file
+
+HERE = Path(__file__).resolve().parent
+REVEAL = HERE.parent / "templates" / "deck" / "static"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+DARK, GREY, WHITE = map(RGBColor.from_string, ("003A5D", "555566", "FFFFFF"))
+
+
+def timed(slides, words) -> list:
+    """The notes of each slide, with its time before them."""
+    notes, end = [], 0
+    clock = "{0[0]}:{0[1]:02d}".format
+    for slide in slides:
+        end += slide.seconds
+        said = words("notes.time", time=clock(divmod(slide.seconds, 60)), until=clock(divmod(end, 60)))
+        notes.append(f"{said}\n{slide.notes}")
+    return notes
+
+
+def write_html(slides, words, footer: str, path: Path) -> None:
+    """One file that needs no network."""
+    files = {name: (REVEAL / name).read_text(encoding="utf-8") for name in ("reveal.css", "reveal.js", "notes.js")}
+    template = Environment(loader=FileSystemLoader(HERE), autoescape=True).get_template("talk.html.j2")
+    images = [slide.figure and base64.b64encode(slide.figure).decode() for slide in slides]
+    shown = list(zip(slides, timed(slides, words), images, strict=True))
+    page = template.render(shown=shown, footer=footer, language=words.language, files=files)
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def write_pdf(html: Path, path: Path) -> bool:
+    """The HTML printed by Chromium or Chrome, a page a slide; False where neither is installed."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        return False
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    options += [
+        "--run-all-compositor-stages-before-draw",
+        "--virtual-time-budget=20000",
+    ]  # reveal.js lays out pages
+    with whole_file(path) as temporary:
+        command = [
+            browser,
+            *options,
+            f"--print-to-pdf={temporary}",
+            f"{html.resolve().as_uri()}?print-pdf",
+        ]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return True
+
+
+def write_pptx(slides, words, footer: str, path: Path) -> None:
+    """The same slides for PowerPoint and LibreOffice: titles, words, tables and notes can be edited."""
+    deck = Presentation()
+    deck.slide_width, deck.slide_height = Inches(13.333), Inches(7.5)
+    layout = deck.slide_layouts.get_by_name("Title Only")
+    title, *others = layout.placeholders
+    for part in others:  # date, footer and number stand where a slide of 4:3 has them
+        part.element.getparent().remove(part.element)
+    title.left, title.top, title.width, title.height = map(Inches, (0.4, 0.25, 12.5, 1.15))
+    for number, (slide, notes) in enumerate(zip(slides, timed(slides, words), strict=True), 1):
+        page = deck.slides.add_slide(layout)
+        _write(page.shapes.title.text_frame, [slide.title], 40 if slide.name == "cover" else 30, DARK, bold=True)
+        if slide.figure:
+            _add_picture(page, slide)
+        if slide.table is not None:
+            _add_table(page, slide.table)
+        place = (7.2, 2.6, 5.7, 3) if slide.square else (0.4, 6.3, 12.5, 0.6)
+        _write(page.shapes.add_textbox(*map(Inches, place)).text_frame, slide.words, 26 if slide.square else 20)
+        box = page.shapes.add_textbox(*map(Inches, (0.4, 6.95, 12.5, 0.4)))
+        _write(box.text_frame, [f"{footer}   {number}/{len(slides)}"], 14, GREY)
+        page.notes_slide.notes_text_frame.text = notes
+    with whole_file(path) as temporary:
+        deck.save(str(temporary))
+
+
+def _write(frame, lines, size, colour=None, bold=False, align=PP_ALIGN.LEFT):
+    frame.word_wrap, frame.text = True, "\n".join(lines)
+    for paragraph in frame.paragraphs:
+        paragraph.alignment, paragraph.space_after = align, Pt(size / 3)
+        paragraph.font.size, paragraph.font.bold, paragraph.font.name = Pt(size), bold, "Arial"
+        if colour is not None:
+            paragraph.font.color.rgb = colour
+
+
+def _add_picture(page, slide):
+    """The figure as large as its room allows, in the middle of it."""
+    left, top, width, height = (0.4, 1.5, 6.5, 5.3) if slide.square else (0.4, 1.5, 12.5, 4.75)
+    across, down = Image.open(io.BytesIO(slide.figure)).size
+    scale = min(width / across, height / down)
+    place = left + (width - across * scale) / 2, top + (height - down * scale) / 2, across * scale, down * scale
+    picture = page.shapes.add_picture(io.BytesIO(slide.figure), *map(Inches, place))
+    picture._element.nvPicPr.cNvPr.set("descr", slide.title)
+
+
+def _add_table(page, table):
+    """A real table, its numbers to the right."""
+    rows = [[table.index.name, *table.columns], *table.reset_index().to_numpy()]
+    place = map(Inches, (0.4, 1.6, 12.5, 0.75 * len(rows)))
+    cells, many = page.shapes.add_table(len(rows), len(rows[0]), *place).table, len(rows[0]) > 2
+    first = 3 if many else 6.8
+    for i, column in enumerate(cells.columns):
+        column.width = Inches((12.5 - first) / (len(rows[0]) - 1) if i else first)
+    for i, row in enumerate(rows):
+        for j, text in enumerate(row):
+            cell, align = cells.cell(i, j), PP_ALIGN.RIGHT if many and j else PP_ALIGN.LEFT
+            _write(cell.text_frame, [text], 20 if many else 22, None if i else WHITE, not i, align)
+            cell.vertical_anchor = MSO_ANCHOR.MIDDLE

@@ -1,0 +1,232 @@
+"""The slides of the talk, from the runs and the tables in outputs/."""
+
+import io
+import os
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+
+import pandas as pd
+import xray_utils as xu
+from matplotlib.text import Text
+from xray_utils.constants import ORIGINAL
+
+WIDE, HIGH, SQUARE = (8.2, 3.4), (8.4, 4.1), (3.6, 3.5)  # inches of a figure: small, so that its texts are large
+SMALLEST = 11  # points of a text in a figure
+TRUST = "07_try_to_break_it"
+
+
+@dataclass
+class Slide:
+    """One slide. `figure` is a PNG or JPEG; `table` holds texts alone; the notes take `seconds` to say."""
+
+    name: str
+    title: str
+    notes: str
+    words: list = field(default_factory=list)
+    figure: bytes | None = None
+    square: bool = False  # the words stand beside the figure, not below it
+    table: pd.DataFrame | None = None
+    seconds: int = 40
+
+
+class Talk:
+    """The slides in the language of `words`.
+
+    runs: "own", "sample", or None: those of the user where there are any. Raises ValueError when the images in use are
+    not those of the runs.
+    """
+
+    def __init__(self, words, protocol: str = "grouped", runs: str | None = None):
+        endings, self.words, self.slides = {"own": "", "sample": "_sample"}, words, []
+        with redirect_stdout(io.StringIO()):  # what is missing gets a slide
+            results = {
+                kind: xu.load_results([f"{model}_{protocol}{ending}" for model in xu.NOTEBOOKS])
+                for kind, ending in endings.items()
+            }
+            self.kind = runs or ("own" if results["own"] else "sample")
+            if self.kind == "sample":
+                os.environ["XRAY_DATA"] = str(xu.results_dir().parents[1] / "data" / "sample")
+            self.images = xu.audit_images(xu.find_images(xu.data_dir()))
+            first = next(iter(results[self.kind].values()), None)
+            settings = first.config["data"] if first else {"seed": 0, "mirror": self.kind == "own", "size": None}
+            self.data = xu.load_data(protocol, settings["seed"], settings["mirror"], settings["size"])
+        self.protocol, self.ending = protocol, protocol + endings[self.kind]
+        self.results = {name.removesuffix(f"_{self.ending}"): result for name, result in results[self.kind].items()}
+        for result in self.results.values():
+            there = set(result.predictions.file) <= set(self.images.file)
+            if not there or self.data.is_sample != (self.kind == "sample"):
+                raise ValueError(
+                    f"{result.name} was tested on other images than those of {xu.data_dir()}, which are in use. Set "
+                    "XRAY_DATA to the images of your runs, or use --runs sample."
+                )
+        self.names = {model: words(f"name.{model}") for model in xu.NOTEBOOKS}
+        words.names |= self.names | {f"{model}_{self.ending}": name for model, name in self.names.items()}
+        self.footer = words(f"footer.{self.kind}", images=len(self.images), protocol=protocol)
+
+    def add(self, name, kind=None, figure=None, size=WIDE, titles=False, table=None, seconds=40, **values):
+        """A slide with the texts kind.title, kind.words (if there are any) and kind.notes of strings.csv."""
+        kind, strings = kind or name, self.words.strings
+        words = self.words(f"{kind}.words", **values).split("\n") if f"{kind}.words" in strings else []
+        title, notes = self.words(f"{kind}.title", **values), self.words(f"{kind}.notes", **values)
+        figure = None if figure is None else self._drawn(figure, size, titles)
+        self.slides.append(Slide(name, title, notes, words, figure, size is SQUARE, table, seconds))
+
+    def missing(self, name, notebook, what):
+        """A slide that says which notebook makes what is missing."""
+        table = self._table({what: [f"{notebook}.ipynb"]}, "missing")
+        self.add(name, "missing", table=table, notebook=notebook, what=what)
+
+    def _drawn(self, figure, size, titles):
+        """A figure as a picture in the language of the talk, without titles: the slide has one."""
+        figure.suptitle("")
+        for axes in figure.axes if not titles else ():
+            axes.set_title("", loc="left")
+            axes.set_title("", loc="center")
+        figure.set_size_inches(size)
+        for text in figure.findobj(Text):
+            text.set_fontsize(max(text.get_fontsize(), SMALLEST))
+        self.words.translate(figure)
+        if size is SQUARE and figure.get_supxlabel():
+            figure.supxlabel(figure.get_supxlabel().replace("; ", "\n"))
+        file = io.BytesIO()
+        options = {"format": "jpeg", "pil_kwargs": {"quality": 85}} if figure.photographs else {"format": "png"}
+        figure.savefig(file, dpi=200, bbox_inches="tight", **options)
+        return file.getvalue()
+
+    def _table(self, rows, kind):
+        """A table of texts. Its columns are the text kind.columns, parted by |; the first names the rows."""
+        first, *columns = self.words(f"{kind}.columns").split("|")
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        return table.map(lambda value: self.words.number(str(value))).rename_axis(first)
+
+    def make(self, group: str, course: str, date) -> list:
+        """All slides, in the order of the original talk."""
+        words = self.words
+        about = {"group": group, "course": course, "date": date.strftime(words("date"))}
+        self.add("cover", figure=xu.plot_examples(self.images, 2, seed=1), size=SQUARE, seconds=20, **about)
+        self._add_data()
+        if self.results:
+            self._add_training()
+        for model in xu.NOTEBOOKS:
+            if model in self.results:
+                self._add_network(model)
+            else:
+                self.missing(model, xu.NOTEBOOKS[model], self.names[model])
+        if self.results:
+            self._add_comparison()
+        else:
+            self.missing("comparison", "06_comparison", words("what.comparison"))
+        self._add_trust()
+        return self.slides
+
+    def _add_data(self):
+        images, data = self.images, self.data
+        counts, heights = images.label.value_counts(), images[images.problem.eq("")].height
+        values = {"label": self.words(f"figure.{counts.idxmax()}"), "share": f"{counts.max() / len(images):.0%}"}
+        values |= {"images": len(images), "patients": images.group.nunique()}
+        kind = "balance_equal" if counts.nunique() == 1 else "balance"
+        self.add("balance", kind, xu.plot_class_balance(images), **values)
+        values = {"low": heights.min(), "high": heights.max(), "size_of": data.settings["size"]}
+        self.add("examples", figure=xu.plot_examples(images, 6), size=HIGH, titles=True, **values)
+        self.add("preparation", figure=xu.plot_preparation(images, data, 5), size=HIGH, titles=True, **values)
+        split = pd.concat([getattr(data, side).rows.assign(split=side) for side in ("train", "val", "test")])
+        shared = set(data.train.rows.group) & set(data.test.rows.group)
+        values = {"shared": len(shared), "train": len(data.train), "test": len(data.test)}
+        self.add("split", "split_leak" if shared else "split", xu.plot_split({self.protocol: split}), **values)
+
+    def _add_training(self):
+        rows, optimisers = {}, {"adam": "Adam", "adamw": "AdamW"}
+        for model, result in self.results.items():
+            used = result.config["settings"]
+            row = [f"{result.config['parameters']:,}", optimisers.get(used["optimizer"], used["optimizer"])]
+            rows[self.names[model]] = [*row, f"{used['lr']:g}", used["batch_size"], len(result.history)]
+        sizes = [result.config["parameters"] for result in self.results.values()]
+        values = {"low": f"{min(sizes):,}", "high": f"{max(sizes):,}"}
+        self.add("training", table=self._table(rows, "training"), **values)
+
+    def _add_network(self, model):
+        result, words = self.results[model], self.words
+        history, predictions = result.history, result.predictions
+        kept = history.loc[history.val_loss.idxmin()]
+        values = {"network": self.names[model], "about": words(f"about.{model}"), "images": len(predictions)}
+        values |= {"epoch": int(kept.epoch), "epochs": len(history), "accuracy": f"{kept.val_accuracy:.1%}"}
+        shown = ("resnet18", model) if model == "resnet18_augmented" else (model,)
+        figure = xu.plot_history({name: self.results[name].history for name in shown if name in self.results})
+        self.add(f"{model}_curves", "curves", figure, **values)
+        wrong = predictions[predictions.label.ne(predictions.predicted)]
+        values |= {"errors": len(wrong), "patients": result.metrics["groups"]}
+        if len(wrong):
+            pairs = wrong.groupby(["label", "predicted"]).size()
+            pair = "\u00a0→\u00a0".join(words(f"figure.{label}") for label in pairs.idxmax())
+            values |= {"pair": pair, "count": pairs.max()}
+        kind, figure = "confusion" if len(wrong) else "confusion_none", xu.plot_confusion_matrix(predictions)
+        self.add(f"{model}_confusion", kind, figure, SQUARE, **values)
+        if model in ORIGINAL:
+            with redirect_stdout(io.StringIO()):
+                both = xu.compare_with_original(predictions, model)
+            columns = [(side, score) for score in ("precision", "recall", "f1") for side in ("here", "original")]
+            texts = both[columns].map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
+            rows = {words(f"report.{name}".replace(" ", "_")): list(row) for name, row in texts.T.items()}
+            values["accuracy"] = xu.with_interval(result.metrics, "accuracy")
+            values |= {"original": f"{ORIGINAL[model]['accuracy']:.2f}", "others": ORIGINAL[model]["images"]}
+            self.add(f"{model}_report", "report", table=self._table(rows, "report"), **values)
+
+    def _best(self):
+        """The network with the highest accuracy on the test images, and that accuracy with its interval."""
+        best = max(self.results, key=lambda model: self.results[model].metrics["accuracy"])
+        return best, xu.with_interval(self.results[best].metrics, "accuracy")
+
+    def _add_comparison(self):
+        best, accuracy = self._best()
+        tables = {model: result.predictions for model, result in self.results.items()}
+        first = tables.pop(best)
+        gaps = [xu.compare_two(table, first)["difference_interval"] for table in tables.values()]
+        chance = sum(gap is None or gap[0] <= 0 for gap in gaps)
+        values = {"network": self.names[best], "accuracy": accuracy.split()[0], "chance": chance, "others": len(gaps)}
+        named = {f"{model}_{self.ending}": result for model, result in self.results.items()}
+        self.add("comparison", figure=xu.plot_comparison(xu.compare(named)), **values)
+
+    def _saved(self, name):
+        """A table of notebook 7, empty if it is not there."""
+        path = xu.outputs_dir("tables", f"{name}_{self.ending}.csv")
+        return pd.read_csv(path, index_col=0) if path.is_file() else pd.DataFrame()
+
+    def _add_trust(self):
+        words, rows, found = self.words, {}, False
+        if self.results:
+            best, accuracy = self._best()
+            rows[words("conclusions.best", network=self.names[best])] = [accuracy]
+        baselines, experiments = self._saved("without_the_lungs"), self._saved("all_experiments")
+        external = self._saved("external_predictions")
+        if baselines.empty:
+            self.missing("shortcut", TRUST, words("what.shortcut"))
+        else:
+            border, metadata = baselines.loc["only the border"], baselines.loc["metadata only"]
+            found = bool(border.low > border.expected or metadata.low > metadata.expected)
+            rows[words("conclusions.border")] = [_with_interval(border)]
+            values = {"score": f"{border.iloc[0]:.2f}", "chance": f"{border.expected:.2f}"}
+            self.add("shortcut", "shortcut" if found else "shortcut_none", xu.plot_experiments(baselines), **values)
+        network = None if external.empty else external.network.iloc[0]
+        if network not in self.results or "AUC external" not in experiments.index:
+            self.missing("external", TRUST, words("what.external"))
+        else:
+            sources = [str(source) for source in external.source.unique()]
+            words.names |= {name: name for source in sources for name in (source, source.split("/")[0])}
+            values = {"network": self.names[network], "images": len(external)}
+            values["accuracy"] = f"{external.label.eq(external.predicted).mean():.0%}"
+            for side in ("internal", "external"):
+                row = experiments.loc[f"AUC {side}"]
+                values[side] = f"{row.score:.2f}"
+                said = words("conclusions.none") if pd.isna(row.score) else _with_interval(row)
+                rows[words(f"conclusions.{side}", network=self.names[network])] = [said]
+            kind = "external_one" if "nan" in values.values() else "external"
+            figure = xu.plot_internal_external(self.results[network].predictions, external)
+            self.add("external", kind, figure, titles=True, **values)
+        self.add("conclusions", None if found else "conclusions_open", table=self._table(rows, "conclusions"))
+        limits = words("limits.rows", patients=self.data.test.rows.group.nunique()).split("\n")
+        rows = {name: [text] for name, text in (line.split("|") for line in limits)}
+        self.add("limits", table=self._table(rows, "limits"))
+
+
+def _with_interval(row):
+    return f"{row.iloc[0]:.3f} [{row.low:.3f}, {row.high:.3f}]"
