@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +10,15 @@ import pandas as pd
 from PIL import Image
 
 from ._support.checks import check_kind, check_path, check_size, check_table, check_whole
-from ._support.decode import EXTENSIONS, OTHER_EXTENSIONS, _decode
+from ._support.decode import EXTENSIONS, _decode
+from ._support.files import image_files
+from ._support.names import PNEUMONIA, check_found, check_labels, fold, meaning, patient_of, unknown_error
 from ._support.paths import is_sample
+from ._support.tables import find_layout, rows_of_table
 from .constants import CLASSES
 
-MAX_CELL = 1000  # characters of a table's cell
-UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # in a name: control characters, and bytes that are no UTF-8
+MASKS = re.compile(r"masks?$|^segmentation$")  # folders of masks, not of images
 FORMULA = re.compile(r"[=+\-@\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet takes for one begins with these
-# Folder names and manifest labels, in lower case and without anything but letters and digits.
-CLASS_ALIASES = {
-    **dict.fromkeys(["covid", "covid19", "covid19pneumonia", "sarscov2", "covidpositive"], "covid"),
-    **dict.fromkeys(["normal", "nofinding", "nofindings", "healthy", "control"], "normal"),
-    **dict.fromkeys(["virus", "viral", "viralpneumonia", "pneumoniavirus", "pneumoniaviral"], "virus"),
-}
-OTHER_CLASSES = {  # real classes of public sets that this course does not use
-    **dict.fromkeys(["lungopacity", "nonnormalandnoncovid"], "lung opacity"),
-    **dict.fromkeys(["bacteria", "bacterial", "bacterialpneumonia"], "bacteria"),
-    **dict.fromkeys(["tuberculosis", "tb"], "tuberculosis"),
-    **dict.fromkeys(["inconclusive", "unknown", "nan", ""], "inconclusive"),
-}
-NEUTRAL_FOLDERS = {"train", "training", "test", "testing", "val", "valid", "validation", "images", "image"}
-MASK_FOLDERS = {"mask", "masks", "lungmask", "lungmasks", "infectionmasks", "segmentation"}
-PATIENT_PATTERNS = (  # Kermany et al. 2018: person123_virus_456.jpeg, NORMAL2-IM-0123-0001.jpeg
-    re.compile(r"(?P<patient>person\d+)_(?P<kind>virus|bacteria)_", re.I),
-    re.compile(r"^(?P<patient>(?:NORMAL2-)?IM-\d+)-", re.I),
-)
 CREDITS = {  # by the column source: whom a figure that shows such images must name
     "hannover": "Hannover Medical School, CC BY 3.0",
     "kermany": "Kermany et al., CC BY 4.0",
@@ -42,48 +27,50 @@ CREDITS = {  # by the column source: whom a figure that shows such images must n
 }
 
 
-def find_images(folder: str | Path, least_classes: int = 2) -> pd.DataFrame:
+def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None = None) -> pd.DataFrame:
     """One row an image: `file` (relative to the folder), `label`, `patient`, `group`, `source`, sorted by file.
 
-    Reads a folder with `manifest.csv` (columns file, label; patient_id, source and more if there), Actualmed's
-    `metadata.csv`, or class folders at any depth (train/val/test are merged). What is left out is counted aloud.
+    Reads a folder with `manifest.csv` (columns file, label; patient_id, source and more if there), a public set with
+    a table (see `LAYOUTS`), or class folders at any depth (train/val/test are merged). What is left out is counted
+    aloud.
+    labels: which class a folder, or a label of a table, is: `{"Normais": "normal", "Outros": None}`; None leaves its
+    images out. Case and accents do not matter.
     `group` is the patient, or the file itself where the patient is not known; `audit_images` joins duplicates.
     Links are followed wherever they lead: they are the user's own, no archive brings any. A name or cell that a
     spreadsheet would take for a formula gets "./" in front, here and so in every table made from this one.
 
-    Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class, fewer than
-    `least_classes`, or a table that is no UTF-8 CSV or holds paths out of the folder, control characters or cells of
-    over 1,000 characters.
+    Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class (the message has the line to
+    write), a name in `labels` that is not there, fewer than `least_classes`, or a table that is no UTF-8 CSV or holds
+    paths out of the folder, control characters or cells of over 1,000 characters.
     """
     if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(folder)):
         raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give the one that holds the images.")
     check_whole("least_classes", least_classes, 1, len(CLASSES))
+    labels = check_labels(labels)
     root = Path(folder).expanduser().resolve()
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-    if len(entries) == 1 and any((entries[0] / table).is_file() for table in ("manifest.csv", "metadata.csv")):
-        root = entries[0]  # an archive unpacked by hand: all of it lies one folder further down
-    if (root / "manifest.csv").is_file():
-        rows, left_out = _rows_of_table(root, "manifest.csv", "file", "label", "patient_id")
-    elif (root / "metadata.csv").is_file() and (root / "images").is_dir():
-        rows, left_out = _rows_of_table(root, "metadata.csv", "imagename", "finding", "patientid")
+    if len(entries) == 1 and entries[0].is_dir():  # an archive unpacked by hand: all of it lies one folder further down
+        layout, *table = find_layout(entries[0])
+        root = entries[0] if layout else root
     else:
-        rows, left_out = _rows_of_folders(root)
-    if left_out:
-        counted = pd.Series(left_out).value_counts().sort_index()
-        print("Left out:", ", ".join(f"{number} {reason}" for reason, number in counted.items()))
-    if not rows:
+        layout, *table = find_layout(root)
+    rows, left_out = rows_of_table(root, layout, *table, labels) if layout else _rows_of_folders(root, labels)
+    if left_out := +left_out:
+        print("Left out:", ", ".join(f"{left_out[reason]} {reason}" for reason in sorted(left_out)))
+    if rows.empty:
         raise FileNotFoundError(
             f"folder: no images of {', '.join(CLASSES)} in {root.name!r}; found "
             f"{', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}. Expected class folders "
             f"with files {' '.join(EXTENSIONS)}, or a manifest.csv with columns file and label."
-            + (" This is the folder of one class: give the one above it." if root.name in CLASSES else "")
+            + (" This is the folder of one class: give the one above it." if meaning(root.name) in CLASSES else "")
         )
-    images = pd.DataFrame(rows).sort_values("file", ignore_index=True)
+    images = rows.sort_values("file", ignore_index=True)
     found = sorted(images.label.unique())
     if len(found) < least_classes:
         raise ValueError(
             f"folder: {root.name!r} holds one class only, {found[0]!r} ({len(images)} images). "
-            f"A classifier needs at least two of {', '.join(CLASSES)}, each in a folder of its own."
+            f"A classifier needs at least two of {', '.join(CLASSES)}, each in a folder of its own. "
+            "(find_images with least_classes=1 reads one class alone.)"
         )
     for column in images:
         images[column] = images[column].map(_inert, na_action="ignore")
@@ -94,153 +81,43 @@ def find_images(folder: str | Path, least_classes: int = 2) -> pd.DataFrame:
     return images
 
 
-def _normalised(name):
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())
-
-
 def _inert(text):
     return f"./{text}" if FORMULA.match(text) else text
 
 
-def _patient_of(path):
-    for pattern in PATIENT_PATTERNS:
-        if match := pattern.search(Path(path).name):
-            kind = match.groupdict().get("kind") or "normal"
-            return f"{kind.lower()}:{match['patient']}"
-    return None
-
-
-def _rows_of_table(root, table_name, file_column, label_column, patient_column):
-    try:
-        table = pd.read_csv(root / table_name, dtype=str)
-    except ValueError as error:  # of encoding and of form
-        raise ValueError(f"{table_name}: {str(error)[:200]}. Save it as CSV with commas, in UTF-8.") from error
-    for column in (file_column, label_column):
-        if column not in table:
-            raise ValueError(
-                f"{table_name}: column {column!r} is missing; found {', '.join(table.columns)}. "
-                f"Needed: {file_column}, {label_column}."
-            )
-    if table[file_column].isna().any() or table[file_column].duplicated().any():
-        raise ValueError(f"{table_name}: column {file_column!r} has empty or repeated cells; one row an image.")
-    rows, left_out, missing = [], [], []
-    source_column = next((c for c in ("source", "source_repo") if c in table), None)
-    known = {file_column, label_column, patient_column, source_column}
-    for column in known & set(table):
-        cells = table[column].fillna("")
-        if (bad := cells.str.len().gt(MAX_CELL) | cells.str.contains(UNPRINTABLE)).any():
-            raise ValueError(
-                f"{table_name}: the cell of row {bad.argmax() + 1} in column {column!r} begins with "
-                f"{cells[bad.argmax()][:40]!r}; at most {MAX_CELL} characters are allowed, and no control characters."
-            )
-    for record in table.to_dict("records"):
-        name, label = record[file_column], record[label_column]
-        path = (root / name) if os.path.isfile(root / name) else (root / "images" / name)
-        path = Path(os.path.normpath(path))  # by name only: links inside the folder may lead where they like
-        if root not in path.parents:
-            raise ValueError(f"{table_name}: {name!r} lies outside the folder {root.name!r}.")
-        if _normalised(label) in OTHER_CLASSES:
-            left_out.append(OTHER_CLASSES[_normalised(label)])
-            continue
-        if _normalised(label) not in CLASS_ALIASES:
-            raise ValueError(
-                f"{table_name}: unknown class {label!r} of {name!r}. Known: {', '.join(sorted(CLASS_ALIASES))}."
-            )
-        if not os.path.isfile(path):
-            missing.append(name)
-            continue
-        patient, source = record.get(patient_column), record.get(source_column)
-        rows.append(
-            {
-                "file": path.relative_to(root).as_posix(),
-                "label": CLASS_ALIASES[_normalised(label)],
-                "patient": patient if isinstance(patient, str) else _patient_of(name),
-                "source": source if isinstance(source, str) else root.name,
-                **{k: v for k, v in record.items() if k in ("view", "licence") and k not in known},
-            }
-        )
-    if missing:
-        raise FileNotFoundError(
-            f"{table_name}: {len(missing)} of its files are not there, the first is {missing[0]!r}. "
-            f"Put them beside {table_name}, or take their rows out of it."
-        )
-    listed = {row["file"] for row in rows}
-    if len(listed) < len(rows):
-        raise ValueError(f"{table_name}: column {file_column!r} names a file twice; one row an image.")
-    listed |= {os.path.normpath(name) for name in table[file_column]}
-    listed |= {f"images/{name}" for name in table[file_column]}
-    files, hidden = _image_files(root)
-    left_out += [f"not in {table_name}" for file in files if file.as_posix() not in listed]
-    return rows, left_out + hidden
-
-
-def _image_files(root):
-    """Relative paths of all image files, sorted, and a reason for each hidden one; links are followed."""
-    seen, files, hidden = set(), [], []
-    closed = lambda error: hidden.append("folder that cannot be opened")  # noqa: E731
-    for folder, subfolders, names in os.walk(root, onerror=closed, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back into the tree
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders.sort(key=lambda s: (s.startswith("."), s))  # hidden last: of two links, the open one counts
-        for name in names:
-            if name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
-                file = Path(folder, name).relative_to(root)
-                if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
-                    hidden.append("hidden")
-                elif name.lower().endswith(OTHER_EXTENSIONS):
-                    hidden.append(f"{file.suffix.lower()} (export as PNG)")
-                elif re.search(UNPRINTABLE, str(file)):
-                    hidden.append("with a name that is no text")
-                else:
-                    files.append(file)
-    return sorted(files), hidden
-
-
-def _rows_of_folders(root):
-    files, hidden = _image_files(root)
-    containers = {
-        above
-        for file in files
-        for folder in file.parents
-        if _normalised(folder.name) in {*CLASS_ALIASES, *OTHER_CLASSES, "pneumonia"}
-        for above in folder.parents
-    }
-    rows, left_out, unknown = [], [], {}
+def _rows_of_folders(root, labels):
+    files, hidden = image_files(root)
+    means = {folder: meaning(folder.name) for folder in {f for file in files for f in file.parents} if folder.name}
+    containers = {a for folder, kind in means.items() if kind or fold(folder.name) in labels for a in folder.parents}
+    common = os.path.commonpath([file.parent for file in files]) if files else ""
+    containers |= {Path(common), *Path(common).parents}
+    rows, left_out, unknown = [], Counter(hidden), {}
     for file in files:
-        folders = [f for f in file.parents if f.name and _normalised(f.name) not in NEUTRAL_FOLDERS]
-        name = _normalised(folders[0].name) if folders else None
-        if name == "pneumonia":  # Kermany et al.: the kind of pneumonia stands in the file name
-            name = next((kind for kind in ("virus", "bacteria") if f"_{kind}_" in file.name.lower()), name)
-            if name == "pneumonia":
-                left_out.append("pneumonia of unknown kind")
-                continue
-        if any(_normalised(folder.name) in MASK_FOLDERS for folder in file.parents):
-            left_out.append("masks")
-        elif name is None or (name not in CLASS_ALIASES and folders[0] in containers):
-            left_out.append("in no class folder")
-        elif name in OTHER_CLASSES:
-            left_out.append(OTHER_CLASSES[name])
-        elif name not in CLASS_ALIASES:
-            unknown.setdefault(folders[0].name, file)
+        folders = [folder for folder in file.parents if folder.name]  # the innermost first
+        dropped = next((f.name for f in folders if labels.get(fold(f.name), "") is None), None)
+        clear = next((i for i, f in enumerate(folders) if fold(f.name) in labels or means[f]), len(folders))
+        kind = labels.get(fold(folders[clear].name)) or means[folders[clear]] if clear < len(folders) else None
+        below = [f for f in folders[:clear] if means[f] is None and f not in containers]  # may be of another class
+        if kind == PNEUMONIA:  # Kermany et al.: the kind of pneumonia is in the file name
+            kind = next((kind for kind in ("virus", "bacteria") if f"_{kind}_" in file.name.lower()), kind)
+        if any(MASKS.search(fold(folder.name)) for folder in folders):
+            left_out["masks"] += 1
+        elif dropped is not None:
+            left_out[f"in {dropped!r} (labels)"] += 1
+        elif below and (kind is None or fold(folders[clear].name) not in labels):
+            unknown.setdefault(below[-1].name, file.as_posix())
+        elif kind is None:
+            left_out["in no class folder"] += 1
+        elif kind not in CLASSES:
+            left_out[kind] += 1
         else:
-            rows.append(
-                {
-                    "file": file.as_posix(),
-                    "label": CLASS_ALIASES[name],
-                    "patient": _patient_of(file),
-                    "source": root.name,
-                }
-            )
+            rows.append({"file": file.as_posix(), "label": kind, "patient": patient_of(file.name), "source": root.name})
+    if not rows and not unknown:  # where no folder is clear, those named 0 and 1, or one alone, may be classes
+        unknown = {file.parent.name: file.as_posix() for file in files if not means.get(file.parent, "root")}
     if unknown:
-        raise ValueError(
-            f"folder: unknown class folders {', '.join(map(repr, sorted(unknown)))} (for example "
-            f"{next(iter(unknown.values())).as_posix()!r}). Known: {', '.join(sorted(CLASS_ALIASES))}; "
-            f"known and left out: {', '.join(sorted(filter(None, OTHER_CLASSES)))}, masks. Rename or remove them."
-        )
-    return rows, left_out + hidden
+        raise unknown_error("folder", unknown, {folder.name: kind for folder, kind in means.items()})
+    check_found(labels, [folder.name for folder in means], "folder")
+    return pd.DataFrame(rows), left_out
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -9,9 +9,9 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..images import _image_files, find_images
+from ..images import find_images
 from .checks import check_choice, check_path
-from .files import _folder_beside, _writing_to, whole_file
+from .files import _folder_beside, _writing_to, image_files, whole_file
 from .paths import CHOICE, SOURCES, _chosen, _is_there, data_dir, outputs_dir, repository_dir
 
 ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
@@ -44,7 +44,7 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
                     with open(archive, "wb") as file:
                         shutil.copyfileobj(answer, file)
                 unpack_zip(archive, whole)
-            if not _image_files(whole)[0]:
+            if not image_files(whole)[0]:
                 raise OSError("it holds no images")
         except Exception as error:
             raise RuntimeError(

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -15,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .decode import _hush_pillow
+from .decode import EXTENSIONS, OTHER_EXTENSIONS, _hush_pillow
 from .paths import outputs_dir
+
+UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # in a name: control characters, and bytes that are no UTF-8
 
 
 def progress(iterable, what, total=None):
@@ -104,3 +107,28 @@ def _in_threads(function, items, title):
             parts = (items[start : start + 1024] for start in range(0, len(items), 1024))  # few wait: little memory
             results = (result for part in parts for result in pool.map(function, part))
             return list(progress(results, title, len(items)))
+
+
+def image_files(root):
+    """Relative paths of all image files, sorted, and a reason for each hidden one; links are followed."""
+    seen, files, hidden = set(), [], []
+    closed = lambda error: hidden.append("folder that cannot be opened")  # noqa: E731
+    for folder, subfolders, names in os.walk(root, onerror=closed, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back into the tree
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort(key=lambda s: (s.startswith("."), s))  # hidden last: of two links, the open one counts
+        for name in names:
+            if name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
+                file = Path(folder, name).relative_to(root)
+                if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
+                    hidden.append("hidden")
+                elif name.lower().endswith(OTHER_EXTENSIONS):
+                    hidden.append(f"{file.suffix.lower()} (export as PNG)")
+                elif re.search(UNPRINTABLE, str(file)):
+                    hidden.append("with a name that is no text")
+                else:
+                    files.append(file)
+    return sorted(files), hidden

@@ -1,0 +1,213 @@
+"""Names of classes, tables of public sets, tables as people save them: on small trees that the tests draw."""
+
+import sys
+
+import pandas as pd
+import pytest
+from test_data import draw_tree, left_out
+
+import xray_utils as xu
+from xray_utils._support.names import meaning
+
+
+@pytest.mark.parametrize(
+    "names, kind",
+    [
+        (["COVID-19 positive", "COVID19(460)", "Pneumonia/Viral/COVID-19", "SARS-CoV-2", "COVID-19, ARDS"], "covid"),
+        (["2019-nCoV", "covid+", "Covid 19 cases"], "covid"),
+        (["NORMAL (healthy)", "No_Findings", "NoFinding", "Normal chest x-rays [90]"], "normal"),
+        (["v\u00edrus", "VI\u0301RUS", "Pneumonia/Viral/SARS", "MERS-CoV", "SARS", "ViralPneumonia"], "virus"),
+        (["no_covid", "non-covid", "nocovid", "covid negative", "COVID-19 (-)", "!covid", "COVID\u9634\u6027"], None),
+        (["not normal", "abnormal", "unhealthy", "normal pneumonia", "no normal"], None),
+        (["covid and normal", "covid normal", "virus covid", "post-covid", "Normais", "positive"], None),
+        (["train", "images", "chest_xray", "12", ""], ""),
+    ],
+)
+def test_a_name_is_read_only_if_all_its_words_mean_one_class(names, kind):
+    assert {name: meaning(name) for name in names} == dict.fromkeys(names, kind)
+
+
+# Of each public set: its files, its tables, the classes that are read, what is counted aloud.
+COHEN = """PatientID,finding,view,modality,filename,license,clinical_notes
+1,Pneumonia/Viral/COVID-19,PA,X-ray,a.jpg,CC BY,"two
+lines"
+2,No Finding,AP,X-ray,b.png,,
+3,Pneumonia/Viral/SARS,AP Supine,X-ray,c.jpeg,,
+4,Pneumonia/Bacterial/Klebsiella,PA,X-ray,d.png,,
+4,Pneumonia/Fungal/Pneumocystis,PA,X-ray,d2.png,,
+5,Pneumonia/Viral/COVID-19,L,X-ray,e.jpg,,
+5,Pneumonia/Viral/COVID-19,Axial,CT,x.nii.gz,,
+5,COVID-19,Coronal,CT,f.jpg,,
+6,todo,AP,X-ray,g.png,,
+7,"COVID-19, ARDS",AP,X-ray,h.png,,
+8,Hernia,AP,X-ray,i.png,,
+9,Pneumonia/Viral/COVID-19,AP,X-ray,gone.png,,
+"""
+NIH = "Image Index,Finding Labels,Patient ID,View Position,OriginalImage[Width,Height],\n"
+NIH += "1.png,No Finding,1,PA,9,9,\n2.png,Pneumonia,2,AP,9,9,\n3.png,Mass|Nodule,2,AP,9,9,\n4.png,Hernia,3,PA,9,9,\n"
+SETS = {
+    "covid-chestxray-dataset": (
+        [f"images/{name}" for name in "a.jpg b.png c.jpeg d.png d2.png e.jpg f.jpg g.png h.png i.png".split()]
+        + ["volumes/x.nii.gz", "annotations/z.png"],
+        {"metadata.csv": COHEN},
+        {"images/a.jpg": "covid", "images/b.png": "normal", "images/c.jpeg": "virus", "images/h.png": "covid"},
+        {"CT": 2, "lateral view": 1, "bacteria": 1, "fungi": 1, "inconclusive": 1, "other findings": 1}
+        | {"file missing": 1, "not in metadata.csv": 1},
+    ),
+    "figure1": (
+        ["images/COVID-00001.jpg", "images/COVID-00002.png"],
+        {"metadata.csv": "patientid,finding,view\nCOVID-00001,COVID-19,PA\nCOVID-00002,No finding,AP\n"},
+        {"images/COVID-00001.jpg": "covid", "images/COVID-00002.png": "normal"},
+        {},
+    ),
+    "hannover": (
+        ["png/aa.png", "png/bb.png"],
+        {"data.csv": "patient_id,image_id,projection\n1,aa,ap\n2,bb,lateral\n"},
+        {"png/aa.png": "covid"},
+        {"lateral view": 1},
+    ),
+    "nih": (
+        ["images_001/images/1.png", "images_012/images/2.png", "images_012/images/3.png"],
+        {"Data_Entry_2017_v2020.csv": NIH},
+        {"images_001/images/1.png": "normal"},
+        {"pneumonia of unknown kind": 1, "other findings": 1, "file missing": 1},
+    ),
+    "covidx": (
+        ["train/a.png", "train/b c.png", "test/a.png", "test/d.jpg", "test/e.jpg"],
+        {
+            "train.txt": "1 a.png COVID-19 cohen\n2 b c.png normal rsna\n",
+            "test_COVIDx9A.txt": "1 a.png positive\n3 d.jpg pneumonia sirm\n4 e.jpg negative x\n",
+        },
+        {"test/a.png": "covid", "train/a.png": "covid", "train/b c.png": "normal"},
+        {"pneumonia of unknown kind": 1, "negative for covid (normal or other)": 1},
+    ),
+}
+
+
+def tree(root, files, tables):
+    draw_tree(root, files)
+    for name, text in tables.items():
+        (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return root
+
+
+@pytest.mark.parametrize("inside", ["", "master"])
+@pytest.mark.parametrize("name", SETS)
+def test_a_public_set_is_read_by_its_table(name, inside, tmp_path, capsys):
+    files, tables, classes, counted = SETS[name]
+    tree(tmp_path / "set" / inside, files, tables)
+    images = xu.find_images(tmp_path / "set", least_classes=1)
+    assert dict(zip(images.file, images.label, strict=True)) == classes
+    assert left_out(capsys) == counted
+    assert images.source.str.startswith(name).all() and images.patient.notna().all()
+
+
+def test_no_file_of_a_public_set_is_an_error(tmp_path):
+    root = tree(tmp_path, ["elsewhere/1.png"], {"Data_Entry_2017.csv": NIH})
+    with pytest.raises(FileNotFoundError, match="none of its 4 images is there, the first is '1.png'.*'images'"):
+        xu.find_images(root)
+
+
+def test_a_set_of_one_class_says_how_it_is_read(tmp_path):
+    files, tables, *_ = SETS["hannover"]
+    with pytest.raises(ValueError, match="one class only, 'covid'.*least_classes=1"):
+        xu.find_images(tree(tmp_path, files, tables))
+
+
+def test_a_table_of_no_known_set_is_named_and_folders_are_read(tmp_path, capsys):
+    root = tree(tmp_path, ["covid/a.png", "normal/b.png"], {"metadata.csv": "a,b\n1,2\n", "train.txt": "words\n"})
+    assert xu.find_images(root).label.tolist() == ["covid", "normal"]
+    assert capsys.readouterr().out == "Not used: metadata.csv, whose columns (a, b) are those of no known set.\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file;label\ncovid/a.png;covid\nnormal/b.png;normal\n",
+        "file\tlabel\tnote\ncovid/a.png\tcovid\t1,5\nnormal/b.png\tnormal\t2\n",
+        " File ,LABEL\ncovid\\a.png,Covid \n normal\\b.png,normal\n",
+        "\ufefffile,label\r\ncovid/a.png,covid\r\nnormal/b.png,normal\r\n",
+    ],
+    ids=["semicolons", "tabs", "upper case, blanks, backslashes", "byte-order mark"],
+)
+def test_a_manifest_may_be_saved_in_many_ways(text, tmp_path):
+    images = xu.find_images(tree(tmp_path, ["covid/a.png", "normal/b.png"], {"manifest.csv": text}))
+    assert images[["file", "label"]].values.tolist() == [["covid/a.png", "covid"], ["normal/b.png", "normal"]]
+
+
+@pytest.mark.parametrize(
+    "tables, words",
+    [
+        ({"manifest.csv": "file,label\na.png,v\u00edrus\n".encode("cp1252")}, "not in UTF-8.*'CSV UTF-8'"),
+        ({"manifest.csv": "file,FILE,label\na.png,b.png,covid\n"}, "a column is there twice"),
+        ({"manifest.csv": "file,label\na.png,covid,x\nb.png,normal,x\n"}, "more cells than its first line"),
+        ({"manifest.csv": "file,label\n", "manifest.xlsx": "x"}, "manifest.xlsx is there too; remove one"),
+        ({"manifest.xlsx": "no Excel file"}, "manifest.xlsx: "),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_says_what_to_do(tables, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        xu.find_images(tree(tmp_path, ["a.png", "b.png"], tables))
+
+
+def test_an_excel_manifest_is_read_or_names_its_package(tmp_path, monkeypatch):
+    draw_tree(tmp_path, ["a.png", "b.png"])
+    if pytest.importorskip("openpyxl"):
+        table = pd.DataFrame({"File": ["a.png", "b.png"], "Label": ["covid", "normal"], "patient_id": [7, 8]})
+        table.to_excel(tmp_path / "manifest.xlsx", index=False)
+    assert xu.find_images(tmp_path).patient.tolist() == ["7", "8"]
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(ValueError, match="manifest.xlsx: .*install openpyxl"):
+        xu.find_images(tmp_path)
+
+
+# ---------------------------------------------------------------- labels
+
+FOLDERS = ["Normais/a.png", "v\u00edrus/1/b.png", "COVID19(460)/c.png", "Outros/fa/d.png"]
+MANIFEST = "file,label\nNormais/a.png,Normais\nv\u00edrus/1/b.png,v\u00edrus\nOutros/fa/d.png,Outros\n"
+CLASSES = {"Normais/a.png": "normal", "v\u00edrus/1/b.png": "virus"}
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["folders", "manifest"])
+def test_labels_say_which_name_is_which_class(table, tmp_path, capsys):
+    tree(tmp_path, FOLDERS, {"manifest.csv": MANIFEST} if table else {})
+    with pytest.raises(ValueError) as caught:
+        xu.find_images(tmp_path)
+    known = "'v\u00edrus' is virus"
+    for words in ("unknown class 'Normais', 'Outros'", 'labels={"Normais": "normal", "Outros": "?"}', known, "None"):
+        assert words in str(caught.value)
+    images = xu.find_images(tmp_path, labels={"NORMAIS": "normal", "Outros": None})
+    expected = CLASSES if table else {**CLASSES, "COVID19(460)/c.png": "covid"}
+    assert dict(zip(images.file, images.label, strict=True)) == expected
+    reason = "with label 'Outros' (labels)" if table else "in 'Outros' (labels)"
+    assert left_out(capsys) == {reason: 1} | ({"not in manifest.csv": 1} if table else {})
+    with pytest.raises(ValueError, match="there is no .*'norma'. Found: .*'Normais', 'Outros'"):
+        xu.find_images(tmp_path, labels={"Normais": "normal", "Outros": None, "norma": "normal"})
+
+
+def test_labels_go_before_what_a_name_means(tmp_path, capsys):
+    draw_tree(tmp_path, ["0/a.png", "1/b.png", "covid/c.png", "clinic/covid/e.png"])
+    images = xu.find_images(tmp_path, labels={"0": "normal", "1": "virus", "covid": "covid", "clinic": None})
+    assert images.label.tolist() == ["normal", "virus", "covid"] and left_out(capsys) == {"in 'clinic' (labels)": 1}
+
+
+def test_a_folder_below_a_class_is_asked_for_unless_labels_name_the_class(tmp_path):
+    draw_tree(tmp_path, ["all/covid/P1/a.png", "all/covid/P2/b.png", "all/normal/1/c.png"])
+    with pytest.raises(ValueError, match="unknown class 'P1', 'P2'"):
+        xu.find_images(tmp_path)
+    assert xu.find_images(tmp_path, labels={"covid": "covid"}).label.tolist() == ["covid", "covid", "normal"]
+    draw_tree(tmp_path / "none", ["set/Gesunde/P1/a.png", "set/Kranke/P1/b.png"])
+    with pytest.raises(ValueError, match="unknown class 'Gesunde', 'Kranke'"):
+        xu.find_images(tmp_path / "none")
+
+
+def test_folders_named_by_numbers_alone_are_asked_for(tmp_path):
+    with pytest.raises(ValueError, match=r'labels=\{"0": "\?", "1": "\?"\}'):
+        xu.find_images(draw_tree(tmp_path, ["0/a.png", "1/b.png"]))
+
+
+@pytest.mark.parametrize("name", ["no_covid", "covid negative", "not normal", "abnormal", "ohne covid"])
+def test_no_class_is_proposed_for_a_name_that_denies_one(name, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        xu.find_images(draw_tree(tmp_path, ["covid/a.png", f"{name}/b.png"]))
+    assert f'labels={{"{name}": "?"}}' in str(caught.value)

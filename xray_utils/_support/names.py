@@ -1,0 +1,138 @@
+"""What a class may be called: the names of folders and the labels of tables, in many spellings."""
+
+import difflib
+import json
+import re
+import unicodedata
+
+from ..constants import CLASSES
+
+PNEUMONIA = "pneumonia of unknown kind"
+KINDS = {  # a class, or why images are left out: its words (a space stands for any separator, or none)
+    "covid": ("pneumonia viral covid", "covid", "sars cov 2", "ncov", "coronavirus"),
+    "normal": ("normal", "no findings?", "healthy", "controls?"),
+    "virus": ("virus", "viral", "sars cov", "sars", "mers cov", "mers", "influenza", "h1n1", "varicella", "herpes"),
+    "bacteria": ("bacterial?",),
+    "fungi": ("fungal", "fungi"),
+    "lung opacity": ("lung opacity", "non normal and non covid"),
+    "tuberculosis": ("tuberculosis", "tb"),
+    "inconclusive": ("inconclusive", "unknown", "nan", "todo"),
+    PNEUMONIA: ("pneumonia",),
+    "ill": ("positive", "infected", "infection", "confirmed", "ards"),  # beside the class, never beside normal
+    "": (  # says nothing of the class
+        *("training", "train", "testing", "test", "validation", "valid", "val", "images?", "cases?", "patients?"),
+        *("x rays?", "cxrs?", "radiographs?", "chest", "data ?set", "data", "class", "[0-9]"),
+    ),
+}
+SEPARATORS = r"[\s_.,;:#&'\"+=/\\(){}\[\]\-]"
+WORD = re.compile(
+    "|".join([f"{SEPARATORS}+", *("({})".format("|".join(words)) for words in KINDS.values())]).replace(
+        " ", f"{SEPARATORS}*"
+    )
+)
+CLASS_WORDS = {  # what an unknown name is compared with
+    **{"covid": "covid", "coronavirus": "covid", "normal": "normal", "healthy": "normal", "control": "normal"},
+    **{"virus": "virus", "viral": "virus"},
+}
+MINUS = re.compile(r"[-\u2010-\u2015\u2212]\W*$")  # at the end, as in "covid (-)"
+NEGATIONS = re.compile(r"(no|non|not|neg\w*|without|nao|sin|sem|sans|senza|ohne|kein\w*|nicht|geen|niet)")
+
+PATIENT_PATTERNS = (  # Kermany et al. 2018: person123_virus_456.jpeg, NORMAL2-IM-0123-0001.jpeg
+    re.compile(r"(?P<patient>person\d+)_(?P<kind>virus|bacteria)_", re.I),
+    re.compile(r"^(?P<patient>(?:NORMAL2-)?IM-\d+)-", re.I),
+)
+
+
+def fold(name):
+    """`name` without accents, upper case and surrounding blanks."""
+    decomposed = unicodedata.normalize("NFKD", str(name))
+    return " ".join("".join(c for c in decomposed if not unicodedata.combining(c)).casefold().split())
+
+
+def meaning(name):
+    """The class that `name` means, why such images are left out, "" if it says nothing of a class, None if unknown.
+
+    Every word must be known, and all must mean one class. So "COVID-19 positive (460)" is covid, while "no covid",
+    "covid negative" and "not normal" are unknown: their "no", "negative" and "not" are words of no class.
+    """
+    text, at, kinds = fold(name), 0, set()
+    if MINUS.search(text):
+        return None
+    while at < len(text):
+        word = WORD.match(text, at)
+        if word is None:
+            return None
+        if word.lastindex:
+            kinds.add(list(KINDS)[word.lastindex - 1])
+        at = word.end()
+    kinds.discard("")
+    if not kinds or (len(kinds) > 1 and "normal" in kinds):
+        return None if kinds else ""
+    kinds.discard("ill")
+    if len(kinds) > 1:
+        kinds.discard(PNEUMONIA)
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def check_labels(labels):
+    """`labels` is None or `{name: class or None}`; returned with folded names."""
+    if labels is None:
+        return {}
+    if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels):
+        raise ValueError(f'labels: {str(labels)[:100]!r} is no dict of names; pass {{"Normais": "normal"}}, say.')
+    for name, label in labels.items():
+        if label is not None and label not in CLASSES:
+            raise ValueError(f"labels: {label!r} of {name!r} must be one of {', '.join(CLASSES)}, or None: left out.")
+    folded = {fold(name): label for name, label in labels.items()}
+    if len(folded) < len(labels):
+        raise ValueError("labels: two of its names differ in accents, blanks or upper case only; keep one of them.")
+    return folded
+
+
+def check_found(labels, found, what):
+    """Every name in `labels` (folded) is that of a folder or label that was found."""
+    missing = sorted(labels.keys() - {fold(name) for name in found})
+    if missing:
+        names = ", ".join(repr(name) for name in sorted(set(found))[:20]) or "none"
+        raise ValueError(f"labels: there is no {what} {missing[0]!r}. Found: {names}.")
+
+
+def patient_of(path):
+    """The patient that a file name of Kermany et al. holds, or None."""
+    for pattern in PATIENT_PATTERNS:
+        if match := pattern.search(str(path).rpartition("/")[2]):
+            kind = match.groupdict().get("kind") or "normal"
+            return f"{kind.lower()}:{match['patient']}"
+    return None
+
+
+class UnknownClassError(ValueError):
+    """Images whose class is unknown until `labels` says it."""
+
+
+def unknown_error(where, examples, kinds):
+    """The error for names of unknown classes, `{name: an image of it}`, with the line to write.
+
+    kinds: what all names mean, `{name: kind}`, to say what is known.
+    """
+    known = [f"{name[:60]!r} is {kind}" for name, kind in sorted(kinds.items()) if kind]
+    shown = sorted(examples)[:8]
+    more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
+    line = ", ".join(f"{json.dumps(name[:60], ensure_ascii=False)}: {json.dumps(_nearest(name))}" for name in shown)
+    return UnknownClassError(
+        f"{where}: unknown class {', '.join(repr(name[:60]) for name in shown)}{more} (for example "
+        f"{examples[shown[0]][:100]!r}). Say which class each one is: labels={{{line}}}. Allowed: "
+        f"{', '.join(CLASSES)}, and None, which leaves images out; two classes are enough. "
+        "In a notebook, labels is in the cell Parameters." + (f" Known here: {', '.join(known[:8])}." if known else "")
+    )
+
+
+def _nearest(name):
+    """The class whose words are like those of `name`; "?" where none is, or where `name` may deny it."""
+    words = re.findall("[a-z]+", fold(name))
+    if MINUS.search(name) or re.search(f"(?![a-z0-9]|{SEPARATORS}).", fold(name)):
+        return "?"
+    if any(NEGATIONS.fullmatch(w) or any(w.endswith(c) and w != c for c in CLASS_WORDS) for w in words):
+        return "?"
+    close = {CLASS_WORDS[match] for w in words for match in difflib.get_close_matches(w, CLASS_WORDS, 1, 0.7)}
+    return close.pop() if len(close) == 1 else "?"
