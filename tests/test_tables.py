@@ -24,7 +24,7 @@ from xray_utils._support.names import meaning
         (["v\u00edrus", "VI\u0301RUS", "Pneumonia/Viral/SARS", "MERS-CoV", "SARS", "ViralPneumonia"], "virus"),
         (["no_covid", "non-covid", "nocovid", "covid negative", "COVID-19 (-)", "!covid", "COVID\u9634\u6027"], None),
         (["not normal", "abnormal", "unhealthy", "normal pneumonia", "no normal"], None),
-        (["covid and normal", "covid normal", "virus covid", "post-covid", "Normais", "positive"], None),
+        (["covid and normal", "virus covid", "covid19-dataset", "post-covid", "Normais", "positive"], None),
         (["train", "images", "chest_xray", "12", ""], ""),
     ],
 )
@@ -206,6 +206,12 @@ def test_a_folder_below_a_class_is_asked_for_unless_labels_name_the_class(tmp_pa
         xu.find_images(tmp_path / "none")
 
 
+def test_a_folder_that_holds_other_classes_is_no_class_itself(tmp_path, capsys):
+    draw_tree(tmp_path, ["covid19/test/1.png", "covid19/covid/a.png", "covid19/normal/b.png"])
+    assert xu.find_images(tmp_path).label.tolist() == ["covid", "normal"]
+    assert left_out(capsys) == {"in no class folder": 1}
+
+
 def test_folders_named_by_numbers_alone_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r'labels=\{"0": "\?", "1": "\?"\}'):
         xu.find_images(draw_tree(tmp_path, ["0/a.png", "1/b.png"]))
@@ -339,3 +345,19 @@ def test_what_is_no_archive_to_read_is_named(name, start, words, tmp_path, monke
     (tmp_path / name).write_bytes(start + bytes(20))
     with pytest.raises(ValueError, match=f"source: {words}"):
         xu.use_images(tmp_path / name)
+
+
+def test_labels_reach_the_prepared_set_and_its_fingerprint(tmp_path, monkeypatch, capsys):
+    draw_tree(tmp_path, [f"{name}/{i}.png" for name in ("covid", "um", "dois") for i in range(12)])
+    monkeypatch.setenv("XRAY_DATA", str(tmp_path))
+    chosen = [{"um": "normal", "dois": "virus"}, {"um": "virus", "dois": "normal"}, {"um": "normal", "dois": None}]
+    loaded = [xu.load_data(size=8, labels=labels) for labels in chosen]
+    assert len({data.train.fingerprint() for data in loaded}) == 3
+    assert "Left out: 12 in 'dois' (labels)" in capsys.readouterr().out
+    assert set(loaded[2].train.rows.label) == {"covid", "normal"}
+
+
+def test_names_without_a_class_are_said_when_chosen_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("XRAY_DATA")
+    xu.use_images(draw_tree(tmp_path / "mine", ["covid/a.png", "Normais/b.png"]))
+    assert 'labels={"Normais": "normal"}' in capsys.readouterr().out and xu.data_dir() == tmp_path / "mine"

@@ -21,7 +21,7 @@ KINDS = {  # a class, or why images are left out: its words (a space stands for 
     "ill": ("positive", "infected", "infection", "confirmed", "ards"),  # beside the class, never beside normal
     "": (  # says nothing of the class
         *("training", "train", "testing", "test", "validation", "valid", "val", "images?", "cases?", "patients?"),
-        *("x rays?", "cxrs?", "radiographs?", "chest", "data ?set", "data", "class", "[0-9]"),
+        *("x rays?", "cxrs?", "radiographs?", "chest", "class", "[0-9]"),
     ),
 }
 SEPARATORS = r"[\s_.,;:#&'\"+=/\\(){}\[\]\-]"
@@ -127,7 +127,6 @@ def unknown_error(where, examples, kinds):
         f"{examples[shown[0]][:100]!r}). Say which class each one is: labels={{{line}}}. Allowed: "
         f"{', '.join(CLASSES)}, and None, which leaves images out; two classes are enough. "
         f"A name holds for the folders inside it, too. In a notebook, labels is in the cell Parameters.{here}"
-        + (f" Known here: {', '.join(known[:8])}." if known else "")
     )
     error.can_be_classes = len(examples) + len(known) > 1
     return error
