@@ -201,7 +201,17 @@ def controls(t, **wrong):
 
 WRONG = {
     # data: find, audit, split, prepare
-    "find_images": [("folder", "nowhere", "Give the one that holds", lambda t: xu.find_images("nowhere"))],
+    "find_images": [
+        ("folder", "nowhere", "Give the one that holds", lambda t: xu.find_images("nowhere")),
+        ("labels", "'dog'", CLASSES, lambda t: xu.find_images(t.folder, labels={"covid": "dog"})),
+        (
+            "labels",
+            "'nobody'",
+            "'covid', 'normal', 'virus'",
+            lambda t: xu.find_images(t.folder, labels={"nobody": None}),
+        ),
+        ("labels", "accents", "keep one", lambda t: xu.find_images(t.folder, labels={"covid": None, "COVID": "virus"})),
+    ],
     "download_images": [("source", "'mnist'", "radiography", lambda t: xu.download_images("mnist"))],
     "use_images": [
         *[("source", repr(v), "Unset that first", lambda t, v=v: xu.use_images(v)) for v in ("covid-cxr", "nowhere")],
@@ -241,6 +251,7 @@ WRONG = {
         ("mirror", "1", "True or False", lambda t: xu.load_data(mirror=1)),
         *whole("seed", 0, lambda t, **options: xu.load_data(**options)),
         ("size", "0", "at least 1", lambda t: xu.load_data(size=0)),
+        ("labels", "'covid'", "Normais", lambda t: xu.load_data(labels="covid")),
     ],
     # networks
     "baseline_cnn": [*whole("num_classes", 2, draw(xu.baseline_cnn)), *whole("seed", 0, draw(xu.baseline_cnn))],
@@ -350,6 +361,7 @@ WRONG = {
     "make_missing_runs": [
         ("names", "'vit_grouped'", "list of run names", lambda t: xu.make_missing_runs("vit_grouped")),
         ("names", "'alexnet'", "vit", lambda t: xu.make_missing_runs(["vit_grouped", "alexnet"])),
+        ("labels", "3", "Normais", lambda t: xu.make_missing_runs(["vit_grouped"], labels=3)),
         ("names", "'vit_slides'", "..._grouped", lambda t: xu.make_missing_runs(["vit_grouped", "vit_slides"])),
     ],
     "compare": [*histories_rows("results", compare), ("results", "none", "notebooks 03", lambda t: xu.compare({}))],
@@ -523,6 +535,7 @@ WRONG = {
         ("folder", "nowhere", "Give the one that holds", lambda t: xu.load_external("nowhere", t.images)),
         ("images", "'problem'", "audit_images", lambda t: xu.load_external(t.folder, t.images.drop(columns="problem"))),
         ("folder", "no image that training does not know", "", lambda t: xu.load_external(t.folder, t.images)),
+        ("labels", "'flu'", CLASSES, lambda t: xu.load_external(t.folder, t.images, labels={"covid": "flu"})),
         *whole("size", 1, lambda t, **options: xu.load_external(t.folder, t.images, **options)),
     ],
     # fighting it

@@ -21,7 +21,7 @@ from PIL import Image
 
 import xray_utils as xu
 from xray_utils import audit as audit_module
-from xray_utils._support import datasets
+from xray_utils._support import archives, datasets
 from xray_utils._support import decode as decode_module
 
 
@@ -376,19 +376,19 @@ def link_member():
 @pytest.mark.parametrize(
     "member", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png", "C:/x.png", link_member()], ids=str
 )
-def test_unpack_zip_refuses_before_it_writes(member, tmp_path):
+def test_unpack_refuses_before_it_writes(member, tmp_path):
     (tmp_path / "a.zip").write_bytes(zip_of([("good.png", b"1"), (member, b"2")]).read())
     with pytest.raises(ValueError, match="refused as unsafe"):
-        datasets.unpack_zip(tmp_path / "a.zip", tmp_path / "out")
+        archives.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
-def test_unpack_zip_limits_and_ordinary_archives(tmp_path):
+def test_unpack_limits_and_ordinary_archives(tmp_path):
     (tmp_path / "a.zip").write_bytes(zip_of([("./", b""), ("a/b.png", b"12345"), ("a/c.png", b"6")]).read())
     with pytest.raises(ValueError, match="over 5 bytes"):
-        datasets.unpack_zip(tmp_path / "a.zip", tmp_path / "out", max_bytes=5)
+        archives.unpack(tmp_path / "a.zip", tmp_path / "out", max_bytes=5)
     assert not (tmp_path / "out").exists()
-    datasets.unpack_zip(tmp_path / "a.zip", tmp_path / "out", max_bytes=6)
+    archives.unpack(tmp_path / "a.zip", tmp_path / "out", max_bytes=6)
     assert (tmp_path / "out/a/b.png").read_bytes() == b"12345"
 
 

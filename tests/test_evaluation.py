@@ -274,11 +274,16 @@ def test_a_missing_run_is_made_by_its_notebook_and_a_present_one_is_left(tmp_pat
     code = "import os, pathlib; f = pathlib.Path(os.environ['XRAY_OUTPUTS']) / 'runs' / 'vit_grouped'"
     code += "; f.mkdir(parents=True); (f / 'metrics.json').write_text('{}')"
     (tmp_path / "notebooks").mkdir()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    code += "; (f / 'labels.txt').write_text(str(labels))"
+    cells = [
+        nbformat.v4.new_code_cell("labels = {}", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     nbformat.write(notebook, tmp_path / "notebooks" / "05_vit.ipynb")
     monkeypatch.setattr(comparison, "repository_dir", lambda: tmp_path)
-    xu.make_missing_runs(["vit_grouped"])
-    assert (xu.outputs_dir("runs", "vit_grouped") / "metrics.json").is_file()
+    xu.make_missing_runs(["vit_grouped"], labels={"Normais": "normal"})
+    assert (xu.outputs_dir("runs", "vit_grouped") / "labels.txt").read_text() == "{'Normais': 'normal'}"
     xu.make_missing_runs(["vit_grouped"])  # a second execution would fail: the folder is there
 
 

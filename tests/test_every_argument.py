@@ -53,7 +53,7 @@ WHOLE = {"as it is": P}
 CONTROLS = pd.DataFrame({"added": [0], **{f"normal called covid{end}": [0.5] for end in ("", " low", " high")}})
 SCORED = ILL.assign(file=list("abcd"), source="one")
 GOOD = {  # of each function, all its arguments
-    "find_images": lambda t: dict(folder=t.folder, least_classes=2),
+    "find_images": lambda t: dict(folder=t.folder, least_classes=2, labels={}),
     "download_images": lambda t: dict(source="mnist", folder=t.folder),
     "use_images": lambda t: dict(source="nowhere"),
     "audit_images": lambda t: dict(images=t.images, near=0.95),
@@ -67,7 +67,7 @@ GOOD = {  # of each function, all its arguments
     "count_split": lambda t: dict(split=t.split),
     "describe_images": lambda t: dict(images=t.images),
     "prepare": lambda t: dict(images=t.split, size=32),
-    "load_data": lambda t: dict(protocol="grouped", seed=0, mirror=True, size=32),
+    "load_data": lambda t: dict(protocol="grouped", seed=0, mirror=True, size=32, labels={}),
     "baseline_cnn": lambda t: dict(num_classes=3, seed=0),
     "resnet18": lambda t: dict(weights=None, num_classes=3, seed=0),
     "vit": lambda t: dict(weights=None, num_classes=3, freeze=False, seed=0, pretrained=True),
@@ -99,7 +99,7 @@ GOOD = {  # of each function, all its arguments
     "best_epochs": lambda t: dict(histories={"a": HISTORY}),
     "save_results": lambda t: dict(run=t.run, predictions=P, validation=P),
     "load_results": lambda t: dict(names=["vit_grouped"], folder="nowhere"),
-    "make_missing_runs": lambda t: dict(names=["alexnet"]),
+    "make_missing_runs": lambda t: dict(names=["alexnet"], labels={}),
     "compare": lambda t: dict(results={"a": result()}),
     "compare_two": lambda t: dict(first=P, second=P, statistic="accuracy", **SMALL),
     "compare_pairs": lambda t: dict(tables={"a": P, "b": P}),
@@ -146,7 +146,7 @@ GOOD = {  # of each function, all its arguments
     ),
     "shortcut_table": lambda t: dict(experiments=ONE),
     "verdict": lambda t: dict(table=t.judged),
-    "load_external": lambda t: dict(folder=t.folder, images=t.images, size=8, near=0.95),
+    "load_external": lambda t: dict(folder=t.folder, images=t.images, size=8, near=0.95, labels={}),
     "covid_vs_normal": lambda t: dict(predictions=P.assign(source="a"), illness="covid", within=False),
     "within_sources": lambda t: dict(rows=t.images),
     "shared_sources": lambda t: dict(data=t.data),
@@ -184,7 +184,7 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
         *[("grad_cam", "target"), ("grad_cam", "layer"), ("saliency_maps", "target"), ("plot_saliency", "lungs")],
         *[("summarise", "retrained"), ("summarise", "marked"), ("summarise", "internal_external")],
         ("covid_vs_normal", "illness"),
-        ("load_data", "size"),
+        *[("load_data", "size"), ("find_images", "labels"), ("load_external", "labels")],
     ],
     (7,): [  # True
         *[("fit", "class_weights"), ("fit", "augment"), ("vit", "freeze"), ("count_parameters", "trainable")],
@@ -200,6 +200,7 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
     (4, 5): [("abstain", "threshold"), ("plot_risk_coverage", "threshold")],
     (1, 2): [("plot_confusion_matrix", "title"), ("plot_patches", "credit")],
     (10,): [("save_table", "table"), ("credit_line", "rows")],
+    (0, 9): [("load_data", "labels"), ("make_missing_runs", "labels")],  # None, and a folder left out
     (8, 10): [("make_missing_runs", "names")],
     (8, 9, 10): [("load_results", "names"), ("image_form", "files")],
 }

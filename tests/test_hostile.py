@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import xray_utils as xu
 from xray_utils import models
-from xray_utils._support import datasets
+from xray_utils._support import archives
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -67,7 +67,7 @@ def special(kind):
 def test_odd_members_are_refused_before_anything_is_written(names, tmp_path):
     archive = zip_of(tmp_path / "a.zip", ("good.png", b"1"), *[(name, b"2") for name in names])
     with pytest.raises(ValueError, match="archive: a.zip holds .*refused as unsafe"):
-        datasets.unpack_zip(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -75,14 +75,14 @@ def test_odd_members_are_refused_before_anything_is_written(names, tmp_path):
 def test_compressions_that_unpack_in_one_go_are_refused(compression, tmp_path):
     archive = zip_of(tmp_path / "a.zip", ("a.png", bytes(1000)), compression=compression)
     with pytest.raises(ValueError, match="refused as unsafe"):
-        datasets.unpack_zip(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_bomb_is_refused_by_its_ratio(tmp_path):
     archive = zip_of(tmp_path / "a.zip", *[(f"{i}.png", bytes(1_000_000)) for i in range(5)])
     with pytest.raises(ValueError, match=f"over {100 * archive.stat().st_size} bytes"):
-        datasets.unpack_zip(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -101,7 +101,7 @@ def test_a_bomb_that_lies_about_its_size_is_cut_off_and_removed(tmp_path, monkey
 
     monkeypatch.setattr(zipfile.ZipFile, "extractall", watched)
     with pytest.raises(zipfile.BadZipFile):
-        datasets.unpack_zip(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
     assert max(written) <= 1_000 and [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -112,14 +112,14 @@ def test_what_is_half_unpacked_is_removed(how, tmp_path):
     if how == "bad checksum":
         archive.write_bytes(archive.read_bytes().replace(b"7654321", b"7654320"))
     with pytest.raises((zipfile.BadZipFile, OSError)):
-        datasets.unpack_zip(archive, tmp_path / "out")
+        archives.unpack(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     mine = draw(tmp_path / "out" / "mine.png")
     with pytest.raises(FileExistsError):
-        datasets.unpack_zip(zip_of(tmp_path / "a.zip", ("a.png", b"1")), tmp_path / "out")
+        archives.unpack(zip_of(tmp_path / "a.zip", ("a.png", b"1")), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [mine]
 
 

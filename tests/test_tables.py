@@ -1,12 +1,17 @@
 """Names of classes, tables of public sets, tables as people save them: on small trees that the tests draw."""
 
+import io
 import sys
+import tarfile
+import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_data import draw_tree, left_out
 
 import xray_utils as xu
+from xray_utils._support import archives
 from xray_utils._support.names import meaning
 
 
@@ -19,7 +24,7 @@ from xray_utils._support.names import meaning
         (["v\u00edrus", "VI\u0301RUS", "Pneumonia/Viral/SARS", "MERS-CoV", "SARS", "ViralPneumonia"], "virus"),
         (["no_covid", "non-covid", "nocovid", "covid negative", "COVID-19 (-)", "!covid", "COVID\u9634\u6027"], None),
         (["not normal", "abnormal", "unhealthy", "normal pneumonia", "no normal"], None),
-        (["covid and normal", "covid normal", "virus covid", "post-covid", "Normais", "positive"], None),
+        (["covid and normal", "virus covid", "covid19-dataset", "post-covid", "Normais", "positive"], None),
         (["train", "images", "chest_xray", "12", ""], ""),
     ],
 )
@@ -201,6 +206,12 @@ def test_a_folder_below_a_class_is_asked_for_unless_labels_name_the_class(tmp_pa
         xu.find_images(tmp_path / "none")
 
 
+def test_a_folder_that_holds_other_classes_is_no_class_itself(tmp_path, capsys):
+    draw_tree(tmp_path, ["covid19/test/1.png", "covid19/covid/a.png", "covid19/normal/b.png"])
+    assert xu.find_images(tmp_path).label.tolist() == ["covid", "normal"]
+    assert left_out(capsys) == {"in no class folder": 1}
+
+
 def test_folders_named_by_numbers_alone_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r'labels=\{"0": "\?", "1": "\?"\}'):
         xu.find_images(draw_tree(tmp_path, ["0/a.png", "1/b.png"]))
@@ -211,3 +222,142 @@ def test_no_class_is_proposed_for_a_name_that_denies_one(name, tmp_path):
     with pytest.raises(ValueError) as caught:
         xu.find_images(draw_tree(tmp_path, ["covid/a.png", f"{name}/b.png"]))
     assert f'labels={{"{name}": "?"}}' in str(caught.value)
+
+
+# ---------------------------------------------------------------- archives
+
+
+def zip_of(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tar_of(path, *members, mode="w:gz"):
+    """Members are (name, content) or (TarInfo, content)."""
+    with tarfile.open(path, mode) as archive:
+        for member, content in members:
+            info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def special(kind, name="odd.png", target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def unpacked(archive):
+    archives.unpack(archive, archive.parent / "out")
+    return {p.relative_to(archive.parent / "out").as_posix() for p in (archive.parent / "out").rglob("*.*")}
+
+
+FILES = {"set/covid/a.png": b"1", "set/normal/b.png": b"2"}
+
+
+@pytest.mark.parametrize("kind", ["set.tar", "set.tar.gz", "SET.TGZ", "backslashes.zip", "zip.zip", "tgz.zip"])
+def test_every_kind_of_archive_gives_its_files(kind, tmp_path):
+    archive = tmp_path / kind
+    if kind == "backslashes.zip":
+        zip_of(archive, {name.replace("/", "\\"): content for name, content in FILES.items()})
+    elif kind.endswith(".zip"):
+        inner = tmp_path / f"inner.{kind[:-4]}"
+        zip_of(inner, FILES) if kind == "zip.zip" else tar_of(inner, *FILES.items())
+        zip_of(archive, {f"data/{inner.name}": inner.read_bytes(), "data/readme.txt": b"x"})
+    else:
+        tar_of(archive, *FILES.items(), mode="w" if kind == "set.tar" else "w:gz")
+    archives.check_archive(archive)
+    nested = {f"data/inner/{name}" for name in FILES} | {"data/readme.txt"}
+    assert unpacked(archive) == (nested if kind in ("zip.zip", "tgz.zip") else set(FILES))
+
+
+def test_an_archive_beside_images_stays_packed_aloud(tmp_path, capsys):
+    inner = zip_of(tmp_path / "masks.zip", {"m.png": b"3"}).read_bytes()
+    assert unpacked(zip_of(tmp_path / "a.zip", {**FILES, "masks.zip": inner})) == {*FILES, "masks.zip"}
+    assert capsys.readouterr().out == "Not unpacked: masks.zip, beside the images.\n"
+
+
+@pytest.mark.parametrize(
+    "members, words",
+    [
+        ([("../x.png", b"1")], "refused as unsafe"),
+        ([("/x.png", b"1")], "refused as unsafe"),
+        ([("..\\x.png", b"1")], "refused as unsafe"),
+        ([("a.png", b"1"), ("A.png", b"1")], "refused as unsafe"),
+        ([(special(tarfile.SYMTYPE, target="/"), b"")], "refused as unsafe"),
+        ([(special(tarfile.LNKTYPE, target="good.png"), b"")], "refused as unsafe"),
+        ([(special(tarfile.FIFOTYPE), b"")], "refused as unsafe"),
+        ([(special(tarfile.CHRTYPE), b"")], "refused as unsafe"),
+        ([("a.png", bytes(5_000_000))], "unpacks to over"),
+        ([("x" * 3_000_000, b"1")], "is broken .a header is too large"),
+    ],
+)
+def test_a_hostile_tar_is_refused_before_anything_is_written(members, words, tmp_path):
+    archive = tar_of(tmp_path / "a.tgz", ("good.png", b"0"), *members)
+    with pytest.raises(ValueError, match=f"archive: a.tgz .*{words}"):
+        archives.unpack(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
+
+
+def test_a_bomb_inside_an_archive_leaves_nothing(tmp_path):
+    inner = zip_of(tmp_path / "inner.zip", {"a.png": bytes(5_000_000)}).read_bytes()
+    archive = zip_of(tmp_path / "a.zip", {"inner.zip": inner})
+    (tmp_path / "inner.zip").unlink()
+    with pytest.raises(ValueError, match="archive: inner.zip unpacks to over"):
+        archives.unpack(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_cut_tar_leaves_nothing(tmp_path):
+    noise = np.random.default_rng(0).bytes(50_000)
+    archive = tar_of(tmp_path / "a.tgz", ("a.png", noise), ("b.png", noise[::-1]))
+    archive.write_bytes(archive.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="archive: a.tgz is broken"):
+        archives.unpack(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
+
+
+def test_a_zip_with_a_password_says_so(tmp_path):
+    archive = zip_of(tmp_path / "a.zip", {"a.png": b"1"})
+    content = bytearray(archive.read_bytes())
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(start) + flags] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match="archive: a.zip has a password. Unpack it by hand, and give the folder"):
+        archives.unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name, start, words",
+    [
+        ("a.rar", b"Rar!\x1a\x07\x01\x00", "a.rar is a RAR archive, which is not read.*Unpack it, and give the folder"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c", "a.7z is a 7-Zip archive"),
+        ("a.zip", b"Rar!\x1a\x07\x01\x00", "a.zip is a RAR archive"),
+        ("a.tar.gz", b"\x1f\x8b\x08\x00", "a.tar.gz is no .tar file, or not all of it has arrived"),
+        ("a.zip", b"PK\x03\x04", "a.zip is no .zip file, or not all of it has arrived"),
+    ],
+)
+def test_what_is_no_archive_to_read_is_named(name, start, words, tmp_path, monkeypatch):
+    monkeypatch.delenv("XRAY_DATA")
+    (tmp_path / name).write_bytes(start + bytes(20))
+    with pytest.raises(ValueError, match=f"source: {words}"):
+        xu.use_images(tmp_path / name)
+
+
+def test_labels_reach_the_prepared_set_and_its_fingerprint(tmp_path, monkeypatch, capsys):
+    draw_tree(tmp_path, [f"{name}/{i}.png" for name in ("covid", "um", "dois") for i in range(12)])
+    monkeypatch.setenv("XRAY_DATA", str(tmp_path))
+    chosen = [{"um": "normal", "dois": "virus"}, {"um": "virus", "dois": "normal"}, {"um": "normal", "dois": None}]
+    loaded = [xu.load_data(size=8, labels=labels) for labels in chosen]
+    assert len({data.train.fingerprint() for data in loaded}) == 3
+    assert "Left out: 12 in 'dois' (labels)" in capsys.readouterr().out
+    assert set(loaded[2].train.rows.label) == {"covid", "normal"}
+
+
+def test_names_without_a_class_are_said_when_chosen_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("XRAY_DATA")
+    xu.use_images(draw_tree(tmp_path / "mine", ["covid/a.png", "Normais/b.png"]))
+    assert 'labels={"Normais": "normal"}' in capsys.readouterr().out and xu.data_dir() == tmp_path / "mine"

@@ -22,6 +22,7 @@ from ._support.checks import (
     check_table,
 )
 from ._support.files import whole_file
+from ._support.names import check_labels
 from ._support.paths import outputs_dir, repository_dir
 from ._support.runs import Run
 from .constants import NOTEBOOKS, ORIGINAL
@@ -234,14 +235,16 @@ def save_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return path
 
 
-def make_missing_runs(names: list) -> None:
+def make_missing_runs(names: list, labels: dict | None = None) -> None:
     """Execute the notebook of each run that is not there yet (its protocol is the default one); say which.
 
+    labels: the parameter of that name, as in `find_images`.
     Raises ValueError, before anything is executed, for a name that no notebook makes.
     """
     import nbformat
     from nbclient import NotebookClient
 
+    check_labels(labels)
     _check_names(names)
     for name in names:
         if name.removesuffix("_sample") != f"{_model_of(name)}_grouped":
@@ -251,10 +254,10 @@ def make_missing_runs(names: list) -> None:
             continue
         notebook = repository_dir() / "notebooks" / f"{NOTEBOOKS[_model_of(name)]}.ipynb"
         print(f"{name} is missing: running notebooks/{notebook.name}")
-        client = NotebookClient(
-            nbformat.read(notebook, as_version=4), resources={"metadata": {"path": notebook.parent}}
-        )
-        client.execute()
+        cells = (content := nbformat.read(notebook, as_version=4)).cells
+        (at,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+        cells.insert(at + 1, nbformat.v4.new_code_cell(f"labels = {labels or {}!r}"))
+        NotebookClient(content, resources={"metadata": {"path": notebook.parent}}).execute()
 
 
 def _model_of(name):

@@ -87,37 +87,55 @@ def _inert(text):
 
 def _rows_of_folders(root, labels):
     files, hidden = image_files(root)
-    means = {folder: meaning(folder.name) for folder in {f for file in files for f in file.parents} if folder.name}
-    containers = {a for folder, kind in means.items() if kind or fold(folder.name) in labels for a in folder.parents}
-    common = os.path.commonpath([file.parent for file in files]) if files else ""
-    containers |= {Path(common), *Path(common).parents}
+    folders = {file.parent for file in files}
+    means = {f: meaning(f.name) for f in folders | {a for folder in folders for a in folder.parents} if f.name}
+    decided = _decide(folders, means, labels)
     rows, left_out, unknown = [], Counter(hidden), {}
     for file in files:
-        folders = [folder for folder in file.parents if folder.name]  # the innermost first
-        dropped = next((f.name for f in folders if labels.get(fold(f.name), "") is None), None)
-        clear = next((i for i, f in enumerate(folders) if fold(f.name) in labels or means[f]), len(folders))
-        kind = labels.get(fold(folders[clear].name)) or means[folders[clear]] if clear < len(folders) else None
-        below = [f for f in folders[:clear] if means[f] is None and f not in containers]  # may be of another class
+        kind, name = decided[file.parent]
         if kind == PNEUMONIA:  # Kermany et al.: the kind of pneumonia is in the file name
             kind = next((kind for kind in ("virus", "bacteria") if f"_{kind}_" in file.name.lower()), kind)
-        if any(MASKS.search(fold(folder.name)) for folder in folders):
-            left_out["masks"] += 1
-        elif dropped is not None:
-            left_out[f"in {dropped!r} (labels)"] += 1
-        elif below and (kind is None or fold(folders[clear].name) not in labels):
-            unknown.setdefault(below[-1].name, file.as_posix())
-        elif kind is None:
-            left_out["in no class folder"] += 1
-        elif kind not in CLASSES:
-            left_out[kind] += 1
-        else:
+        if kind is None:
+            unknown.setdefault(name, file.as_posix())
+        elif kind in CLASSES:
             rows.append({"file": file.as_posix(), "label": kind, "patient": patient_of(file.name), "source": root.name})
+        else:
+            left_out[kind] += 1
     if not rows and not unknown:  # where no folder is clear, those named 0 and 1, or one alone, may be classes
         unknown = {file.parent.name: file.as_posix() for file in files if not means.get(file.parent, "root")}
     if unknown:
         raise unknown_error("folder", unknown, {folder.name: kind for folder, kind in means.items()})
     check_found(labels, [folder.name for folder in means], "folder")
     return pd.DataFrame(rows), left_out
+
+
+def _decide(folders, means, labels):
+    """Of each folder with images: (class or why they are left out, None), or (None, the name whose class is unknown).
+
+    means: of each folder and those around it, what its name means. The innermost name that means a class counts,
+    but not if a name further inside is unknown, or if the folder holds those of other classes.
+    """
+    above = {a for f, kind in means.items() if kind or fold(f.name) in labels for a in f.parents}
+    mixed = {a for f, kind in means.items() if kind for a in f.parents if a.name and means[a] != kind}
+    common = Path(os.path.commonpath(folders)) if folders else Path()
+    above |= {common, *common.parents}
+
+    def decide(folder):
+        inside_out, unknown = [folder, *folder.parents][:-1], None
+        if any(MASKS.search(fold(f.name)) for f in inside_out):
+            return "masks", None
+        if dropped := [f.name for f in inside_out if labels.get(fold(f.name), "") is None]:
+            return f"in {dropped[0]!r} (labels)", None
+        for f in inside_out:
+            if fold(f.name) in labels:
+                return labels[fold(f.name)], None
+            if means[f] and f not in mixed:
+                return (None, unknown) if unknown else (means[f], None)
+            if means[f] is None and f not in above:
+                unknown = f.name
+        return (None, unknown) if unknown else ("in no class folder", None)
+
+    return {folder: decide(folder) for folder in folders}
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -14,6 +14,7 @@ import pandas as pd
 from ._support.checks import check_kind, check_size, check_table
 from ._support.decode import _decode
 from ._support.files import _crc32, _folder_beside, _in_threads, _writing_to
+from ._support.names import check_labels
 from ._support.paths import data_dir, default_size, is_sample, outputs_dir
 from .audit import audit_images
 from .constants import CLASSES, SPLITS
@@ -128,15 +129,23 @@ def prepare(images: pd.DataFrame, size: int = 224) -> PreparedData:
     return PreparedData(**sides, settings={**settings, "size": size}, is_sample=is_sample(images))
 
 
-def load_data(protocol: str = "grouped", seed: int = 0, mirror: bool = True, size: int | None = None) -> PreparedData:
+def load_data(
+    protocol: str = "grouped",
+    seed: int = 0,
+    mirror: bool = True,
+    size: int | None = None,
+    labels: dict | None = None,
+) -> PreparedData:
     """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are.
 
     size: pixels along a side of a prepared image; None: 112 on the bundled sample, 224 on other images.
+    labels: as in `find_images`: `{"Normais": "normal", "Outros": None}`.
     """
+    check_labels(labels)
     _check_split(protocol, seed, mirror)  # before the audit, which takes its time
     if size is not None:
         check_size(size)
-    images = audit_images(find_images(data_dir()))
+    images = audit_images(find_images(data_dir(), labels=labels))
     size = default_size(images) if size is None else size
     data = prepare(split_images(images, protocol=protocol, seed=seed, mirror=mirror), size=size)
     print(describe_images(images))

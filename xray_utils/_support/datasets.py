@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import stat
-import unicodedata
 import urllib.request
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..images import find_images
+from .archives import check_archive, unpack
 from .checks import check_choice, check_path
 from .files import _folder_beside, _writing_to, image_files, whole_file
+from .names import UnknownClassError
 from .paths import CHOICE, SOURCES, _chosen, _is_there, data_dir, outputs_dir, repository_dir
 
 ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
@@ -43,7 +42,7 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
                 with urllib.request.urlopen(f"{page}/archive/{ACTUALMED_COMMIT}.zip", timeout=60) as answer:
                     with open(archive, "wb") as file:
                         shutil.copyfileobj(answer, file)
-                unpack_zip(archive, whole)
+                unpack(archive, whole)
             if not image_files(whole)[0]:
                 raise OSError("it holds no images")
         except Exception as error:
@@ -77,13 +76,14 @@ def _to_be_filled(folder, source):
 def use_images(source: str | None = None) -> None:
     """Choose the images that all notebooks use from now on, and say which these are.
 
-    source: a name in `SOURCES`, fetched into `data/xray`; a .zip file, unpacked there; the folder of your images,
-    which stay where they are; "upload" (on Colab: asks for a .zip file); "sample"; or None, to change nothing. The
-    choice is kept in `outputs/data_dir.txt`. What `data/xray` already holds is not fetched or unpacked again; what is
-    gone from there (outputs on a Drive, another machine) is, from the same set or archive.
+    source: a name in `SOURCES`, fetched into `data/xray`; a .zip, .tar, .tar.gz or .tgz file, unpacked there; the
+    folder of your images, which stay where they are; "upload" (on Colab: asks for such a file); "sample"; or None, to
+    change nothing. The choice is kept in `outputs/data_dir.txt`. What `data/xray` already holds is not fetched or
+    unpacked again; what is gone from there (outputs on a Drive, another machine) is, from the same set or archive.
+    Names of unknown classes are said; the argument `labels` of `find_images` and `load_data` gives them a class.
 
     Raises ValueError for what is none of these, and while XRAY_DATA is set, which goes first; FileExistsError if
-    `data/xray` holds something else; and what `download_images`, `unpack_zip` and `find_images` raise. The choice is
+    `data/xray` holds something else; and what `download_images`, `unpack` and `find_images` raise. The choice is
     then what it was before.
     """
     if source is not None:
@@ -115,11 +115,11 @@ def _images_of(source):
         return own.with_name("sample"), source
     path = Path(_upload() if source == "upload" else source).expanduser()
     if source not in SOURCES and path.is_dir():
-        find_images(path)
+        _check_images(path)
         return path.resolve(), ""
-    if source not in SOURCES and path.is_file() and not zipfile.is_zipfile(path):
-        raise ValueError(f"source: {path.name} is no .zip file, or not all of it has arrived. Fetch it again.")
-    if source not in SOURCES and not path.is_file():
+    if source not in SOURCES and path.is_file():
+        check_archive(path)
+    elif source not in SOURCES:
         raise ValueError(
             f"source: {str(source)!r} is no folder, no .zip file and no known set. Known: {', '.join(SOURCES)}."
         )
@@ -130,9 +130,19 @@ def _images_of(source):
     if source in SOURCES:
         return download_images(source, own), origin
     with _to_be_filled(own, key) as whole:
-        unpack_zip(path, whole)
-        find_images(whole)
+        unpack(path, whole)
+        _check_images(whole)
     return own, origin
+
+
+def _check_images(folder):
+    """Read the folder as a test; where `labels` alone is missing, which notebooks have as a parameter, say so."""
+    try:
+        find_images(folder)
+    except UnknownClassError as error:
+        if not error.can_be_classes:
+            raise
+        print(error)
 
 
 def _upload():
@@ -147,38 +157,3 @@ def _upload():
     if len(names) != 1:
         raise ValueError(f"source: 'upload' brought {len(names)} files; choose one .zip file.")
     return names[0]
-
-
-def unpack_zip(archive, folder, max_bytes=20e9):
-    """Unpack a zip archive into the new `folder`: whole or not at all.
-
-    Raises ValueError, before anything is written, for paths that leave the folder, links and devices, a name that
-    is there twice (in upper or lower case: one file to Windows and macOS), a compression other than deflate, and more
-    than `max_bytes` or 100 times the archive when unpacked. zipfile writes no more than the sizes checked here, and
-    raises BadZipFile if there is more.
-    """
-    archive, seen = Path(archive), set()
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
-            path = Path(member.filename.replace("\\", "/"))
-            name = unicodedata.normalize("NFC", path.as_posix()).casefold()
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if (
-                path.is_absolute()
-                or ".." in path.parts
-                or ":" in "".join(path.parts[:1])
-                or kind not in (0, stat.S_IFREG, stat.S_IFDIR)
-                or name in seen
-                or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-            ):
-                raise ValueError(f"archive: {archive.name} holds {member.filename[:100]!r}, refused as unsafe.")
-            seen.add(name)
-        allowed = min(max_bytes, 100 * archive.stat().st_size)
-        if sum(member.file_size for member in file.infolist()) > allowed:
-            raise ValueError(f"archive: {archive.name} unpacks to over {allowed:.0f} bytes, refused.")
-        Path(folder).mkdir(parents=True)
-        try:
-            file.extractall(folder)
-        except BaseException:
-            shutil.rmtree(folder)
-            raise

@@ -21,7 +21,7 @@ KINDS = {  # a class, or why images are left out: its words (a space stands for 
     "ill": ("positive", "infected", "infection", "confirmed", "ards"),  # beside the class, never beside normal
     "": (  # says nothing of the class
         *("training", "train", "testing", "test", "validation", "valid", "val", "images?", "cases?", "patients?"),
-        *("x rays?", "cxrs?", "radiographs?", "chest", "data ?set", "data", "class", "[0-9]"),
+        *("x rays?", "cxrs?", "radiographs?", "chest", "class", "[0-9]"),
     ),
 }
 SEPARATORS = r"[\s_.,;:#&'\"+=/\\(){}\[\]\-]"
@@ -109,6 +109,8 @@ def patient_of(path):
 class UnknownClassError(ValueError):
     """Images whose class is unknown until `labels` says it."""
 
+    can_be_classes = True  # False: one name only, so `labels` cannot make two classes of it
+
 
 def unknown_error(where, examples, kinds):
     """The error for names of unknown classes, `{name: an image of it}`, with the line to write.
@@ -119,12 +121,15 @@ def unknown_error(where, examples, kinds):
     shown = sorted(examples)[:8]
     more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
     line = ", ".join(f"{json.dumps(name[:60], ensure_ascii=False)}: {json.dumps(_nearest(name))}" for name in shown)
-    return UnknownClassError(
+    here = f" Known here: {', '.join(known[:8])}." if known else ""
+    error = UnknownClassError(
         f"{where}: unknown class {', '.join(repr(name[:60]) for name in shown)}{more} (for example "
         f"{examples[shown[0]][:100]!r}). Say which class each one is: labels={{{line}}}. Allowed: "
         f"{', '.join(CLASSES)}, and None, which leaves images out; two classes are enough. "
-        "In a notebook, labels is in the cell Parameters." + (f" Known here: {', '.join(known[:8])}." if known else "")
+        f"A name holds for the folders inside it, too. In a notebook, labels is in the cell Parameters.{here}"
     )
+    error.can_be_classes = len(examples) + len(known) > 1
+    return error
 
 
 def _nearest(name):

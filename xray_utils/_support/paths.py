@@ -1,7 +1,6 @@
 """Where images, outputs and results are."""
 
 import os
-import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -63,7 +62,7 @@ def _chosen():
 
 
 def _is_there(source):
-    return source == "sample" or source in SOURCES or (source != "" and zipfile.is_zipfile(source))
+    return source == "sample" or source in SOURCES or os.path.isfile(source)
 
 
 def external_dir() -> Path | None:

@@ -119,16 +119,18 @@ def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) 
     return pd.DataFrame(found)
 
 
-def load_external(folder: str | Path, images: pd.DataFrame, size: int = 224, near: float = 0.95) -> Split:
+def load_external(
+    folder: str | Path, images: pd.DataFrame, size: int = 224, near: float = 0.95, labels: dict | None = None
+) -> Split:
     """The images of `folder` as one `Split`, without those related to training; print how many are left out.
 
     images: the audited table that the networks were trained from. Left out are files that cannot be read, exact, near
     or mirrored duplicates of `images` (as `audit_images` finds them), patients that are in it, and label conflicts.
-    Classes may be absent. Raises ValueError when nothing is left.
+    Classes may be absent. labels: of the names in `folder`, as in `find_images`. Raises ValueError when nothing is left.
     """
     check_table("images", images, ["file", "label", "problem"], "audit_images")
     check_size(size)
-    external = audit_images(find_images(folder, least_classes=1), near)
+    external = audit_images(find_images(folder, least_classes=1, labels=labels), near)
     external = external[external.problem.eq("") & ~_in_conflict(external)].reset_index(drop=True)
     ours, theirs = (_audited(_root(table), table.file[table.problem.eq("")])[1] for table in (images, external))
     mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
