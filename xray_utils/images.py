@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ._support import dicom
 from ._support.checks import check_kind, check_path, check_size, check_table, check_whole
 from ._support.decode import EXTENSIONS, OTHER_EXTENSIONS, _decode
 from ._support.paths import is_sample
@@ -68,6 +69,8 @@ def find_images(folder: str | Path, least_classes: int = 2) -> pd.DataFrame:
         rows, left_out = _rows_of_table(root, "metadata.csv", "imagename", "finding", "patientid")
     else:
         rows, left_out = _rows_of_folders(root)
+    rows, hidden = dicom.add_headers(root, rows)
+    left_out += hidden
     if left_out:
         counted = pd.Series(left_out).value_counts().sort_index()
         print("Left out:", ", ".join(f"{number} {reason}" for reason, number in counted.items()))
@@ -75,7 +78,7 @@ def find_images(folder: str | Path, least_classes: int = 2) -> pd.DataFrame:
         raise FileNotFoundError(
             f"folder: no images of {', '.join(CLASSES)} in {root.name!r}; found "
             f"{', '.join(sorted(entry.name for entry in root.iterdir())[:8]) or 'nothing'}. Expected class folders "
-            f"with files {' '.join(EXTENSIONS)}, or a manifest.csv with columns file and label."
+            f"with files {' '.join(EXTENSIONS)} or DICOM, or a manifest.csv with columns file and label."
             + (" This is the folder of one class: give the one above it." if root.name in CLASSES else "")
         )
     images = pd.DataFrame(rows).sort_values("file", ignore_index=True)
@@ -186,10 +189,13 @@ def _image_files(root):
         seen.add(real)
         subfolders.sort(key=lambda s: (s.startswith("."), s))  # hidden last: of two links, the open one counts
         for name in names:
-            if name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
+            scan = dicom.may_be_dicom(os.path.join(folder, name))
+            if scan or name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
                 file = Path(folder, name).relative_to(root)
                 if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
                     hidden.append("hidden")
+                elif scan and dicom.pydicom_or_none() is None:
+                    hidden.append(dicom.NO_PYDICOM)
                 elif name.lower().endswith(OTHER_EXTENSIONS):
                     hidden.append(f"{file.suffix.lower()} (export as PNG)")
                 elif re.search(UNPRINTABLE, str(file)):
@@ -246,12 +252,14 @@ def _rows_of_folders(root):
 def read_image(path: str | Path) -> Image.Image:
     """An image file as PIL RGB: EXIF rotation applied, deep pixels scaled to 0..255, transparency on black.
 
-    What kind of file it is stands in its content, not in its name; of several frames the first counts. Deep grey
+    What kind of file it is stands in its content, not in its name; of several frames the first counts. DICOM (needs
+    pydicom) is rescaled and windowed as its header says, and MONOCHROME1 inverted. Other deep grey
     pixels (16 or 32 bits) are scaled from the range that this image uses: 12 bits in a 16-bit file, the custom in
     radiology, would be near black otherwise. So its brightness cannot be compared with that of another image.
     NaN counts as the lowest value. (Of 16-bit colour Pillow gives the upper 8 bits, unscaled.)
 
-    Raises OSError for a file that is no image, is broken or cut short, ValueError for one of over 40 megapixels.
+    Raises OSError for a file that is no image, is broken or cut short, ValueError for one that
+    needs over 680 MB meanwhile: 113 megapixels of 8-bit grey, 68 of 16-bit grey, 56 of colour, 40 of others.
     """
     check_path("path", path, "that of an image")
     return _decode(path)[0]
