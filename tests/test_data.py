@@ -141,9 +141,9 @@ LAYOUTS = {  # a name: the files with their class (None: left out), and what is 
             "covid/.ipynb_checkpoints/a-checkpoint.png": None,
             "covid/._a.png": None,
             "__MACOSX/covid/a.png": None,
-            **dict.fromkeys(["covid/b.dcm", "virus/c.DCM", "virus/d.avif", "virus/.e.heic"]),
+            **dict.fromkeys(["covid/b.heic", "virus/c.HEIC", "virus/d.avif", "virus/.e.heic"]),
         },
-        {"hidden": 5, "inconclusive": 1, ".dcm (export as PNG)": 2, ".avif (export as PNG)": 1},
+        {"hidden": 5, "inconclusive": 1, ".heic (export as PNG)": 2, ".avif (export as PNG)": 1},
     ),
 }
 
@@ -255,7 +255,7 @@ def test_links_inside_the_folder_are_followed_once(tmp_path):
     "files, error, words",
     [
         ([], FileNotFoundError, ["no images", "found nothing", "Expected", "covid, normal, virus", ".jpg"]),
-        (["notes.txt", "covid/a.dcm"], FileNotFoundError, ["no images", "found covid, notes.txt", "Expected", ".jpg"]),
+        (["notes.txt", "covid/a.heic"], FileNotFoundError, ["no images", "found covid, notes.txt", "Expected", ".jpg"]),
         (["covid/a.png", "covid/b.png"], ValueError, ["'covid'", "2 images", "at least two of covid, normal, virus"]),
         (["covid/a.png", "normal/b.png", "cats/c.png"], ValueError, ["'cats'", "cats/c.png", 'labels={"cats": "?"}']),
     ],

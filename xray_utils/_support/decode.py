@@ -12,10 +12,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from . import dicom
+
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-OTHER_EXTENSIONS = (".dcm", ".dicom", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # images, not read
+OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # images, not read
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # told by content; Pillow would hand an EPS to Ghostscript
-MAX_PIXELS = 40_000_000  # of an image, and of all that are decoded at a time: up to 17 bytes a pixel, so 700 MB
+MAX_BYTES = 680_000_000  # while an image becomes RGB, and of all that do so at a time
+BYTES = {"1": 6, "L": 6, "P": 6, "I;16": 10, "I;16B": 10, "RGB": 12, "DICOM": 10, "DICOM RGB": 34}  # a pixel; else 17
+SHRINK = "Make it smaller: magick large.png -resize 4000x4000 small.png (ImageMagick)."
+
+
+def bytes_needed(mode, width, height, pixels=None):
+    """Memory for an image of a PIL mode while it becomes RGB; DecompressionBombError for more than MAX_BYTES."""
+    pixels = pixels or width * height
+    if (needed := pixels * BYTES.get(mode, 17)) > MAX_BYTES:
+        which = f"{pixels} pixels ({width}x{height}, {mode})"
+        raise Image.DecompressionBombError(f"{which} need {needed // 10**6} MB, over {MAX_BYTES // 10**6}.")
+    return needed
+
+
+def _mode(image):
+    return "RGBA" if "transparency" in image.info else image.mode
 
 
 def _decode(path, least=None):
@@ -29,12 +46,15 @@ def _decode(path, least=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if dicom.is_dicom(path):
+                header = dicom.header_of(path)
+                with _room_for(bytes_needed(*dicom.mode_and_size(path, header))):
+                    image = dicom.first_frame(path, header)
+                    return image.convert("RGB"), image.mode, image.size
             with Image.open(path, formats=FORMATS) as file:
                 tags = getattr(file, "tag_v2", {})  # of a TIFF, whose tiles may be larger than it is
                 pixels = max(file.width * file.height, tags.get(322, 0) * tags.get(323, 0))
-                if pixels > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{pixels} pixels ({file.width}x{file.height}) are too many.")
-                with _room_for(pixels):
+                with _room_for(bytes_needed(_mode(file), *file.size, pixels)):
                     whole, mode = file.size, file.mode
                     if least:
                         file.draft(None, (least, least))
@@ -43,9 +63,9 @@ def _decode(path, least=None):
                     whole = whole if file.size == drafted else whole[::-1]
                     return _to_rgb(file, inverted=tags.get(262) == 0), mode, whole
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{name}: {error} At most {MAX_PIXELS} are read: make it smaller.") from error
+            raise ValueError(f"{name}: {error} {SHRINK}") from error
         except UnidentifiedImageError as error:
-            raise OSError(f"{name}: no image that can be read ({', '.join(FORMATS)}).") from error
+            raise OSError(f"{name}: no image that can be read ({', '.join(FORMATS)}, DICOM).") from error
         except (OSError, MemoryError):
             raise
         except Exception as error:  # whatever a decoder makes of broken bytes
@@ -56,38 +76,46 @@ _room, _decoding = threading.Condition(), 0
 
 
 @contextmanager
-def _room_for(pixels):
-    """Wait until all threads together decode at most MAX_PIXELS, these among them."""
+def _room_for(needed):
+    """Wait until all threads together need at most MAX_BYTES, these among them."""
     global _decoding
     with _room:
-        _room.wait_for(lambda: _decoding + pixels <= MAX_PIXELS)
-        _decoding += pixels
+        _room.wait_for(lambda: _decoding + needed <= MAX_BYTES)
+        _decoding += needed
     try:
         yield
     finally:
         with _room:
-            _decoding -= pixels
+            _decoding -= needed
             _room.notify_all()
 
 
 def _to_rgb(image, inverted):
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits: scale the range that is used to 0..255
-        deep = np.array(image, dtype=np.float64)
-        if inverted:  # in a TIFF, 0 may be white; Pillow sees to it for 8 bits only
-            np.negative(deep, out=deep)
-        finite = np.isfinite(deep)
-        low, high = deep.min(where=finite, initial=np.inf), deep.max(where=finite, initial=-np.inf)
-        if low > high:
-            raise ValueError("none of its pixels is a number")
-        np.nan_to_num(deep, copy=False, nan=low, posinf=high, neginf=low)
-        deep -= low
-        deep *= 255 / max(high - low, 1e-9)
-        image = Image.fromarray(deep.round(out=deep).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_8_bits(np.asarray(image), inverted))
     if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
     return image.convert("RGB")
+
+
+def _to_8_bits(deep, inverted):
+    """Pixels [H, W] of 16 or 32 bits as uint8: the range that is used becomes 0..255. In strips, to save memory.
+
+    inverted: in a TIFF, 0 may be white; Pillow sees to it for 8 bits only.
+    """
+    finite, grey = np.isfinite(deep), np.empty(deep.shape, np.uint8)
+    if not finite.any():
+        raise ValueError("none of its pixels is a number")
+    some = deep.flat[finite.argmax()]
+    low, high = (float(end(deep, where=finite, initial=some)) for end in (np.min, np.max))
+    low, high, sign = (-high, -low, -1.0) if inverted else (low, high, 1.0)
+    for start in range(0, len(deep), 64):
+        strip = sign * deep[start : start + 64].astype(np.float64)
+        np.nan_to_num(strip, copy=False, nan=low, posinf=high, neginf=low)
+        grey[start : start + 64] = ((strip - low) * (255 / max(high - low, 1e-9))).round()
+    return grey
 
 
 def _hush_pillow():

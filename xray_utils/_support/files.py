@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from . import dicom
 from .decode import EXTENSIONS, OTHER_EXTENSIONS, _hush_pillow
 from .paths import outputs_dir
 
@@ -121,10 +122,13 @@ def image_files(root):
         seen.add(real)
         subfolders.sort(key=lambda s: (s.startswith("."), s))  # hidden last: of two links, the open one counts
         for name in names:
-            if name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
+            scan = dicom.may_be_dicom(os.path.join(folder, name))
+            if scan or name.lower().endswith(EXTENSIONS + OTHER_EXTENSIONS):
                 file = Path(folder, name).relative_to(root)
                 if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
                     hidden.append("hidden")
+                elif scan and dicom.pydicom_or_none() is None:
+                    hidden.append(dicom.NO_PYDICOM)
                 elif name.lower().endswith(OTHER_EXTENSIONS):
                     hidden.append(f"{file.suffix.lower()} (export as PNG)")
                 elif re.search(UNPRINTABLE, str(file)):

@@ -126,7 +126,7 @@ def load_external(
 
     images: the audited table that the networks were trained from. Left out are files that cannot be read, exact, near
     or mirrored duplicates of `images` (as `audit_images` finds them), patients that are in it, and label conflicts.
-    Classes may be absent. labels: of the names in `folder`, as in `find_images`. Raises ValueError when nothing is left.
+    Classes may be absent. labels: of the names in `folder`, as in `find_images`. Raises ValueError if nothing is left.
     """
     check_table("images", images, ["file", "label", "problem"], "audit_images")
     check_size(size)

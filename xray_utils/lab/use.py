@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
 from .._support.checks import check_path
-from .._support.decode import MAX_PIXELS, _to_rgb
+from .._support.decode import SHRINK, _to_rgb, bytes_needed
 from .._support.files import _folder_beside, _writing_to
 from .._support.paths import outputs_dir, repository_dir
 from .._support.runs import Run, load_run
@@ -64,8 +64,8 @@ def classify(
 
     image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
     folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
-    Raises ValueError for anything else and an image of over 40 megapixels, FileNotFoundError for a path or a run that
-    is not there, OSError for a file that is no image.
+    Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError for a path or a run
+    that is not there, OSError for a file that is no image.
     """
     run = _run_of(run)
     _check_look(look)
@@ -97,8 +97,10 @@ def _run_of(run):
 def _rgb_of(image):
     """The image as `read_image` gives it, PIL RGB."""
     if isinstance(image, Image.Image):
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"image: {image.width}x{image.height} pixels are too many; at most {MAX_PIXELS}.")
+        try:
+            bytes_needed(image.mode, *image.size)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"image: {error} {SHRINK}") from error
         inverted = getattr(image, "tag_v2", {}).get(262) == 0
         return _to_rgb(ImageOps.exif_transpose(image), inverted)
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -136,7 +138,7 @@ def image_form(run: Run | str | Path, files: list = (), look: Callable | None = 
         import ipywidgets as widgets
     except ImportError:
         return print("The form needs ipywidgets. Without it: xu.classify('my_xray.png', run).")
-    upload = widgets.FileUpload(accept="image/*", multiple=False, description="Upload an X-ray")
+    upload = widgets.FileUpload(accept="image/*,.dcm", multiple=False, description="Upload an X-ray")
     options = [("pick an X-ray", None), *((Path(file).name, file) for file in files)]
     pick, answers = widgets.Dropdown(options=options), widgets.Output()
 

@@ -1,0 +1,149 @@
+"""Read DICOM, the format of hospitals, with pydicom: one image as 8-bit grey or RGB, and what its header says."""
+
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+EXTENSIONS = (".dcm", ".dicom")
+MANY_ATTRIBUTES = 1 << 20  # bytes: a larger one is skipped until it is asked for
+LATERAL = {"LL", "RL", "LAT", "LATERAL"}
+DEFLATED = "1.2.840.10008.1.2.1.99"
+NO_PYDICOM = "DICOM needs pydicom (pip install pydicom)"
+
+
+def pydicom_or_none():
+    """The package pydicom, which need not be there."""
+    try:
+        import pydicom
+
+        return pydicom
+    except ImportError:
+        return None
+
+
+def is_dicom(path):
+    """Whether the content of this file is DICOM, whatever its name."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except (OSError, ValueError):  # whoever reads it says why
+        return False
+
+
+def may_be_dicom(path):
+    """As `is_dicom`, of files that are named like one: .dcm, .dicom, or, as archives name them, IM0001 or 1.2.840.1."""
+    name = os.path.basename(path).lower()
+    return name.endswith(EXTENSIONS) or not re.search(r"\.[a-z]\w*$", name) and is_dicom(path)
+
+
+def header_of(path):
+    """All attributes but the pixels. A deflated file is not read, since it may unpack to anything."""
+    pydicom = pydicom_or_none()
+    if pydicom is None:
+        raise OSError(f"{Path(path).name}: {NO_PYDICOM}.")
+    if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
+        raise OSError(
+            f"{Path(path).name}: deflated DICOM is not read; convert it: dcmconv +te old.dcm new.dcm (DCMTK)."
+        )
+    return pydicom.dcmread(path, stop_before_pixels=True, defer_size=MANY_ATTRIBUTES)
+
+
+def add_headers(root, rows):
+    """Rows of `find_images`, with the patient from the DICOM header where no table says it; reasons of those left out.
+
+    Of the PatientID, which is personal data, only a digest is kept, and nothing else of the header.
+    """
+    lateral, found = [], {}
+    for file, patient in rows[["file", "patient"]].itertuples(index=False) if len(rows) else ():
+        if may_be_dicom(root / file):
+            try:
+                header = header_of(root / file)
+                views = [str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or []]
+                views = {str(header.get("ViewPosition", "")).upper(), *" ".join(views).upper().split()}
+                number = str(header.get("PatientID") or "").strip()
+            except Exception:  # whatever pydicom makes of broken bytes: `audit_images` says why it cannot be read
+                views, number = set(), ""
+            if views & LATERAL:
+                lateral.append(file)
+            elif not isinstance(patient, str):
+                found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
+    if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # what programs that remove names leave behind
+        print(f"All {len(found)} DICOM files have the same PatientID or none, so it is not used. If they are of one")
+        print("patient, say so in a manifest.csv, column patient_id.")
+        found = {}
+    if lateral or found:
+        rows = rows[~rows.file.isin(lateral)].reset_index(drop=True)
+        rows["patient"] = rows.patient.where(rows.patient.notna(), rows.file.map(found))
+    return rows, {"lateral view": len(lateral)}
+
+
+def mode_and_size(path, header):
+    """ "DICOM" or "DICOM RGB", columns and rows; OSError where it is no image that is read."""
+    kind, bits = header.get("PhotometricInterpretation") or "", header.get("BitsAllocated")
+    if not (bits and header.get("Rows") and header.get("Columns")):
+        raise OSError(f"{Path(path).name}: there is no image in this DICOM file.")
+    colour = kind.startswith(("RGB", "YBR"))
+    if not (colour and bits == 8 or kind.startswith("MONOCHROME") and bits in (8, 16)):
+        raise OSError(f"{Path(path).name}: DICOM of {bits} bits, {kind or 'no kind'}, is not read; export it as PNG.")
+    return "DICOM RGB" if colour else "DICOM", header.Columns, header.Rows
+
+
+def _look_up(item, values):
+    """What a lookup table makes of values, and the most it can give. (pydicom 3 is wrong for tables of 8 bits.)"""
+    count, first, bits = item.LUTDescriptor
+    data = item.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8 if len(data) == count else "<u2")
+    return np.asarray(data)[np.clip(values - first, 0, len(data) - 1).astype(int)].astype(float), 2**bits - 1
+
+
+def first_frame(path, header):
+    """The first frame as a PIL image, "L" or "RGB", as a viewer shows it: rescaled, windowed, MONOCHROME1 inverted.
+
+    Modality LUT, then the first VOI LUT or window; without one, the range that is used (but for padding).
+    """
+    pixels, syntax = pydicom_or_none().pixels, header.file_meta.TransferSyntaxUID
+    try:
+        decodable = not syntax.is_compressed or pixels.get_decoder(syntax).is_available
+    except NotImplementedError:
+        decodable = False
+    if not decodable:
+        raise OSError(
+            f"{Path(path).name}: its pixels are compressed ({syntax.name}), and no decoder is installed: pip install "
+            "pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or pip install python-gdcm."
+        )
+    stored = pixels.pixel_array(path, index=0)
+    if stored.ndim == 3:
+        return Image.fromarray(stored)
+    lowest, strips = int(stored.min()), [slice(start, start + 64) for start in range(0, len(stored), 64)]
+    places = lambda strip: stored[strip].astype(np.int64) - lowest  # noqa: E731
+    count = int(stored.max()) - lowest + 1
+    used = sum(np.bincount(places(strip).ravel(), minlength=count) for strip in strips)
+    values = np.flatnonzero(used) + lowest  # each once: what becomes of it stands in a table
+    padding = header.get("PixelPaddingValue")
+    ends = sorted((padding, header.get("PixelPaddingRangeLimit", padding))) if isinstance(padding, int) else (1, 0)
+    padded = (values >= ends[0]) & (values <= ends[1])
+    if header.get("ModalityLUTSequence"):
+        shown = _look_up(header.ModalityLUTSequence[0], values)[0]
+    else:
+        shown = values * float(header.get("RescaleSlope") or 1) + float(header.get("RescaleIntercept") or 0)
+    if header.get("VOILUTSequence"):
+        low, (shown, high) = 0, _look_up(header.VOILUTSequence[0], shown)
+    elif header.get("WindowWidth") is not None and header.get("WindowCenter") is not None:
+        *shown, low, high = pixels.apply_windowing(np.append(shown, [-1e12, 1e12]), header)
+    else:
+        low, high = shown[~padded].min(initial=np.inf), shown[~padded].max(initial=-np.inf)
+    levels = np.clip((np.asarray(shown) - low) / ((high - low) or 1), 0, 1)
+    levels = 1 - levels if header.PhotometricInterpretation == "MONOCHROME1" else levels
+    table, grey = np.zeros(count, np.uint8), np.empty(stored.shape, np.uint8)
+    table[values - lowest] = (255 * np.where(padded, 0, levels)).round()
+    for strip in strips:
+        grey[strip] = table[places(strip)]
+    return Image.fromarray(grey)
