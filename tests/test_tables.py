@@ -104,12 +104,12 @@ def test_a_public_set_is_read_by_its_table(name, inside, tmp_path, capsys):
     images = xu.find_images(tmp_path / "set", least_classes=1)
     assert dict(zip(images.file, images.label, strict=True)) == classes
     assert left_out(capsys) == counted
-    assert images.source.str.startswith(name).all() and images.patient.notna().all()
+    assert images.source.str.startswith(name).all() and images.patient.notna().all() == (name != "figure1")
 
 
 def test_no_file_of_a_public_set_is_an_error(tmp_path):
     root = tree(tmp_path, ["elsewhere/1.png"], {"Data_Entry_2017.csv": NIH})
-    with pytest.raises(FileNotFoundError, match="none of its 4 images is there, the first is '1.png'.*'images'"):
+    with pytest.raises(FileNotFoundError, match="none of its 4 images is there. They belong in images"):
         xu.find_images(root)
 
 
@@ -122,7 +122,7 @@ def test_a_set_of_one_class_says_how_it_is_read(tmp_path):
 def test_a_table_of_no_known_set_is_named_and_folders_are_read(tmp_path, capsys):
     root = tree(tmp_path, ["covid/a.png", "normal/b.png"], {"metadata.csv": "a,b\n1,2\n", "train.txt": "words\n"})
     assert xu.find_images(root).label.tolist() == ["covid", "normal"]
-    assert capsys.readouterr().out == "Not used: metadata.csv, whose columns (a, b) are those of no known set.\n"
+    assert capsys.readouterr().out == "Not used: metadata.csv, no table of a known set.\n"
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_a_manifest_may_be_saved_in_many_ways(text, tmp_path):
 @pytest.mark.parametrize(
     "tables, words",
     [
-        ({"manifest.csv": "file,label\na.png,v\u00edrus\n".encode("cp1252")}, "not in UTF-8.*'CSV UTF-8'"),
-        ({"manifest.csv": "file,FILE,label\na.png,b.png,covid\n"}, "a column is there twice"),
+        ({"manifest.csv": "file,label\na.png,v\u00edrus\n".encode("cp1252")}, "utf-8.*'CSV UTF-8'"),
+        ({"manifest.csv": "file,FILE,label\na.png,b.png,covid\n"}, "has a column twice"),
         ({"manifest.csv": "file,label\na.png,covid,x\nb.png,normal,x\n"}, "more cells than its first line"),
         ({"manifest.csv": "file,label\n", "manifest.xlsx": "x"}, "manifest.xlsx is there too; remove one"),
         ({"manifest.xlsx": "no Excel file"}, "manifest.xlsx: "),
@@ -162,7 +162,7 @@ def test_an_excel_manifest_is_read_or_names_its_package(tmp_path, monkeypatch):
         table.to_excel(tmp_path / "manifest.xlsx", index=False)
     assert xu.find_images(tmp_path).patient.tolist() == ["7", "8"]
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(ValueError, match="manifest.xlsx: .*install openpyxl"):
+    with pytest.raises(ValueError, match="manifest.xlsx: .*Install openpyxl"):
         xu.find_images(tmp_path)
 
 
@@ -217,7 +217,7 @@ def test_folders_named_by_numbers_alone_are_asked_for(tmp_path):
         xu.find_images(draw_tree(tmp_path, ["0/a.png", "1/b.png"]))
 
 
-@pytest.mark.parametrize("name", ["no_covid", "covid negative", "not normal", "abnormal", "ohne covid"])
+@pytest.mark.parametrize("name", ["no_covid", "covid negative", "abnormal", "anormais", "ohne covid", "covid!"])
 def test_no_class_is_proposed_for_a_name_that_denies_one(name, tmp_path):
     with pytest.raises(ValueError) as caught:
         xu.find_images(draw_tree(tmp_path, ["covid/a.png", f"{name}/b.png"]))
@@ -292,7 +292,7 @@ def test_an_archive_beside_images_stays_packed_aloud(tmp_path, capsys):
         ([(special(tarfile.FIFOTYPE), b"")], "refused as unsafe"),
         ([(special(tarfile.CHRTYPE), b"")], "refused as unsafe"),
         ([("a.png", bytes(5_000_000))], "unpacks to over"),
-        ([("x" * 3_000_000, b"1")], "is broken .a header is too large"),
+        ([("x" * 3_000_000, b"1")], "unpacks to over"),
     ],
 )
 def test_a_hostile_tar_is_refused_before_anything_is_written(members, words, tmp_path):
@@ -333,17 +333,17 @@ def test_a_zip_with_a_password_says_so(tmp_path):
 @pytest.mark.parametrize(
     "name, start, words",
     [
-        ("a.rar", b"Rar!\x1a\x07\x01\x00", "a.rar is a RAR archive, which is not read.*Unpack it, and give the folder"),
+        ("a.rar", b"Rar!\x1a\x07\x01\x00", "a.rar is a RAR archive, not read here. Unpack it, and give the folder"),
         ("a.7z", b"7z\xbc\xaf\x27\x1c", "a.7z is a 7-Zip archive"),
         ("a.zip", b"Rar!\x1a\x07\x01\x00", "a.zip is a RAR archive"),
-        ("a.tar.gz", b"\x1f\x8b\x08\x00", "a.tar.gz is no .tar file, or not all of it has arrived"),
+        ("a.tar.gz", b"\x1f\x8b\x08\x00", "a.tar.gz is broken .*Fetch it again"),
         ("a.zip", b"PK\x03\x04", "a.zip is no .zip file, or not all of it has arrived"),
     ],
 )
 def test_what_is_no_archive_to_read_is_named(name, start, words, tmp_path, monkeypatch):
     monkeypatch.delenv("XRAY_DATA")
     (tmp_path / name).write_bytes(start + bytes(20))
-    with pytest.raises(ValueError, match=f"source: {words}"):
+    with pytest.raises(ValueError, match=f"(source|archive): {words}"):
         xu.use_images(tmp_path / name)
 
 

@@ -30,13 +30,11 @@ WORD = re.compile(
         " ", f"{SEPARATORS}*"
     )
 )
-CLASS_WORDS = {  # what an unknown name is compared with
+NEAR = {  # words that those of an unknown name are compared with
     **{"covid": "covid", "coronavirus": "covid", "normal": "normal", "healthy": "normal", "control": "normal"},
-    **{"virus": "virus", "viral": "virus"},
+    **{"virus": "virus", "viral": "virus", "pneumonia": "", "positive": "", "images": "", "cases": ""},
 }
 MINUS = re.compile(r"[-\u2010-\u2015\u2212]\W*$")  # at the end, as in "covid (-)"
-NEGATIONS = re.compile(r"(no|non|not|neg\w*|without|nao|sin|sem|sans|senza|ohne|kein\w*|nicht|geen|niet)")
-
 PATIENT_PATTERNS = (  # Kermany et al. 2018: person123_virus_456.jpeg, NORMAL2-IM-0123-0001.jpeg
     re.compile(r"(?P<patient>person\d+)_(?P<kind>virus|bacteria)_", re.I),
     re.compile(r"^(?P<patient>(?:NORMAL2-)?IM-\d+)-", re.I),
@@ -133,11 +131,14 @@ def unknown_error(where, examples, kinds):
 
 
 def _nearest(name):
-    """The class whose words are like those of `name`; "?" where none is, or where `name` may deny it."""
-    words = re.findall("[a-z]+", fold(name))
-    if MINUS.search(name) or re.search(f"(?![a-z0-9]|{SEPARATORS}).", fold(name)):
+    """The class that all words of `name` are near to; "?" if one is not, since it may deny the class."""
+    text, kinds = fold(name), set()
+    if MINUS.search(text) or re.sub(f"[a-z0-9]|{SEPARATORS}", "", text):
         return "?"
-    if any(NEGATIONS.fullmatch(w) or any(w.endswith(c) and w != c for c in CLASS_WORDS) for w in words):
-        return "?"
-    close = {CLASS_WORDS[match] for w in words for match in difflib.get_close_matches(w, CLASS_WORDS, 1, 0.7)}
-    return close.pop() if len(close) == 1 else "?"
+    for word in re.findall("[a-z]+", text):
+        close = difflib.get_close_matches(word, NEAR, 1, 0.7)
+        if not close or close[0][0] != word[0]:  # "anormal" is not near to normal
+            return "?"
+        kinds.add(NEAR[close[0]])
+    kinds.discard("")
+    return kinds.pop() if len(kinds) == 1 else "?"
