@@ -192,10 +192,8 @@ def vit(
                     output_loading_info=True,
                     **options,
                 )
-                absent = {
-                    *loading["missing_keys"],
-                    *(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]),
-                }
+                absent = [*loading["missing_keys"], *loading["mismatched_keys"]]  # the latter may come with shapes
+                absent = {key if isinstance(key, str) else key[0] for key in absent}
                 if absent := sorted(name for name in absent if not name.startswith("classifier.")):
                     raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
                 if not pretrained:
@@ -223,13 +221,7 @@ def vit(
     if freeze:
         for parameter in model.vit.parameters():
             parameter.requires_grad = False
-    passing = (
-        "transformers_version",
-        "architectures",
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-    )  # no part of the network
+    passing = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")  # not the network
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in passing}
     spec = {"network": "vit", "num_classes": num_classes, "freeze": freeze, "config": config}
     return _finish(model.float(), spec, statistics)

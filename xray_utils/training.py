@@ -165,8 +165,5 @@ def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.Da
     table[[f"p_{name}" for name in CLASSES]] = probabilities
     extra = [column for column in ("group", "mirrored", "source", "view") if column in split.rows]
     table = pd.concat([table, split.rows[extra]], axis=1)
-    table.attrs = {
-        "fingerprint": split.fingerprint(),
-        "images": len(split),
-    }  # save_results asks whose answers these are
+    table.attrs = {"fingerprint": split.fingerprint(), "images": len(split)}  # whose answers: see save_results
     return table

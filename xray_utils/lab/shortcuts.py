@@ -196,8 +196,7 @@ def shortcut_baselines(data: PreparedData, seed: int = 0) -> dict:
     """
     check_whole("seed", seed)
     split = all_images(data)
-    rows = split.rows
-    whole = thumbnail_features(split)
+    rows, whole = split.rows, thumbnail_features(split)
     one = rows.groupby("group").label.first()
     lottery = pd.Series(np.random.default_rng(seed).permutation(one), one.index)
     return {
@@ -216,12 +215,10 @@ def shortcut_table(experiments: dict) -> pd.DataFrame:
     check_tables("experiments", experiments, hint="what shortcut_baselines returned")
     rows = {}
     for name, predictions in experiments.items():
-        metrics = compute_metrics(predictions)
-        chance = 1 / predictions.label.nunique()
-        expected = chance if name in (*AT_CHANCE, "16 x 16, shuffled labels") else np.nan
+        metrics, at_chance = compute_metrics(predictions), name in (*AT_CHANCE, "16 x 16, shuffled labels")
         rows[name] = {"balanced accuracy": metrics["balanced_accuracy"], "images": metrics["images"]}
         rows[name]["low"], rows[name]["high"] = metrics["balanced_accuracy_interval"] or (np.nan, np.nan)
-        rows[name]["expected"] = expected
+        rows[name]["expected"] = 1 / predictions.label.nunique() if at_chance else np.nan
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
