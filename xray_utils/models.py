@@ -7,6 +7,7 @@ Every network is a plain `nn.Module` from images [B, 3, H, W], of any size, to l
 import os
 import re
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -248,6 +249,18 @@ def logits_of(model, images):
     """Logits [B, classes] of normalised images [B, 3, H, W]; Hugging Face models wrap theirs."""
     output = model(images)
     return getattr(output, "logits", output)
+
+
+@contextmanager
+def evaluating(model):
+    """`model` in evaluation mode, as a context that gives its device; each layer gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def check_model(model, use=False):

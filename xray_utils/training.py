@@ -15,7 +15,7 @@ from ._support.runs import Run, load_run
 from ._support.session import Counters, Session, check_material
 from .batches import batches, to_input
 from .constants import CLASSES
-from .models import check_model, logits_of
+from .models import check_model, evaluating, logits_of
 from .prepared import PreparedData, Split, check_split
 
 
@@ -146,14 +146,11 @@ def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.Da
     split or a model with another number of classes, RuntimeError when memory runs out, with a batch size to try.
     """
     check_use(model, split, batch_size)
-    device, was_training, parts = next(model.parameters()).device, model.training, []
-    model.eval()
-    try:
+    parts = []
+    with evaluating(model) as device:
         for indices in batches(split, batch_size):
             with memory_for(len(indices)):
                 parts.append(logits_of(model, to_input(split.take(indices), model, device)).float())
-    finally:
-        model.train(was_training)
     probabilities = torch.cat(parts).cpu().double().softmax(dim=1).numpy()
     if probabilities.shape[1] != len(CLASSES):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import operator
 import re
+from contextlib import ExitStack
 from itertools import groupby
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx, nn
 
 from .._support.checks import check_kind, check_size
 from .._support.style import OTHER_COLOURS, _figure
-from ..models import check_model, count_parameters
+from ..models import check_model, count_parameters, evaluating
 
 INK, SKIP, SUM, PALE = OTHER_COLOURS[0], OTHER_COLOURS[2], "#FFFFFF", "#E8E8E8"
 
@@ -42,15 +43,10 @@ def _stages(model, images):
         tensor = output if isinstance(output, torch.Tensor) else output[0]
         shapes[module] = tuple(tensor.shape[1:])
 
-    hooks = [module.register_forward_hook(note) for module in shown]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(images)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
+        for module in shown:
+            hooks.enter_context(module.register_forward_hook(note))
+        model(images)
     total = lambda module: sum(p.numel() for p in module.parameters(recurse=module not in opened))  # noqa: E731
     stages = [(shown[module], module, shape, total(module)) for module, shape in shapes.items()]
     return [stage for stage in stages if not isinstance(stage[1], (nn.Dropout, nn.Identity))]  # they change nothing
