@@ -35,9 +35,7 @@ def metrics_table(metrics: dict) -> pd.DataFrame:
         check_dict(f"metrics[{name!r}]", one, "what save_results or compute_metrics returned")
     keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
     columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
-    return pd.DataFrame(
-        columns, index=[key.replace("_", " ").replace("auc", "AUC").replace("f1", "F1") for key in keys]
-    )
+    return pd.DataFrame(columns, [key.replace("_", " ").replace("auc", "AUC").replace("f1", "F1") for key in keys])
 
 
 def seed_table(seeds: pd.DataFrame) -> pd.DataFrame:
@@ -251,10 +249,8 @@ def make_missing_runs(names: list) -> None:
             continue
         notebook = repository_dir() / "notebooks" / f"{NOTEBOOKS[_model_of(name)]}.ipynb"
         print(f"{name} is missing: running notebooks/{notebook.name}")
-        client = NotebookClient(
-            nbformat.read(notebook, as_version=4), resources={"metadata": {"path": notebook.parent}}
-        )
-        client.execute()
+        where = {"metadata": {"path": notebook.parent}}
+        NotebookClient(nbformat.read(notebook, as_version=4), resources=where).execute()
 
 
 def _model_of(name):

@@ -140,9 +140,8 @@ def vit_weights(is_sample: bool = False) -> str:
     `XRAY_VIT_WEIGHTS` if it is set; else `data/vit_tiny` for the bundled sample, and `VIT_NAME` for other images.
     """
     check_flag("is_sample", is_sample)
-    return os.environ.get("XRAY_VIT_WEIGHTS") or (
-        str(repository_dir() / "data" / "vit_tiny") if is_sample else VIT_NAME
-    )
+    usual = str(repository_dir() / "data" / "vit_tiny") if is_sample else VIT_NAME
+    return os.environ.get("XRAY_VIT_WEIGHTS") or usual
 
 
 def vit(

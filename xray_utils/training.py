@@ -153,9 +153,8 @@ def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.Da
                 parts.append(logits_of(model, to_input(split.take(indices), model, device)).float())
     probabilities = torch.cat(parts).cpu().double().softmax(dim=1).numpy()
     if probabilities.shape[1] != len(CLASSES):
-        raise ValueError(
-            f"model: it has {probabilities.shape[1]} classes; needed: {len(CLASSES)}, {', '.join(CLASSES)}."
-        )
+        found = probabilities.shape[1]
+        raise ValueError(f"model: it has {found} classes; needed: {len(CLASSES)}, {', '.join(CLASSES)}.")
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("model: its outputs are not finite; its weights are broken. Train it again.")
     table = split.rows[["file", "label"]].assign(predicted=np.array(CLASSES)[probabilities.argmax(axis=1)])

@@ -87,10 +87,8 @@ def plot_network(model: torch.nn.Module, size: int = 224) -> Figure:
             channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (shape[-1], 1)
             if len(shape) == 2:  # tokens: rows of numbers
                 side = shape[0] ** 0.5
-            width, height = (
-                0.16 + 0.065 * min(11, channels).bit_length() + 0.04 * channels.bit_length(),
-                (side / size) ** 0.5,
-            )
+            width = 0.16 + 0.065 * min(11, channels).bit_length() + 0.04 * channels.bit_length()
+            height = (side / size) ** 0.5
             for copy in range(min(times, 3) - 1, -1, -1):
                 shift = 0.05 * copy
                 boxes.add_patch(Rectangle((x - width / 2 + shift, -height / 2 + shift), width, height,
@@ -134,9 +132,7 @@ def _paths(block):
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     sums = [node for node in steps if node.target in (operator.add, operator.iadd, torch.add)]
     if len(sums) != 1 or len(sums[0].all_input_nodes) != 2:
-        raise ValueError(
-            f"block: it holds {len(sums)} sums of two paths, not one; pass a block such as model.layer1[0]."
-        )
+        raise ValueError(f"block: it holds {len(sums)} sums of two paths, not one; pass one such as model.layer1[0].")
 
     def way(node):
         return [] if node.op == "placeholder" else way(node.all_input_nodes[0]) + [node]

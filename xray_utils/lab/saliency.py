@@ -154,9 +154,7 @@ def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     if maps.ndim != 3 or maps.shape[0] == 0 or not np.isfinite(maps).all() or maps.min() < 0:
         raise ValueError(f"maps: {maps.dtype} {maps.shape} must be [B, H, W] of numbers from 0 on; see saliency_maps.")
     if masks.dtype != bool or masks.shape != maps.shape:
-        raise ValueError(
-            f"masks: {masks.dtype} {masks.shape} must be bool {maps.shape}, like the maps; see lung_fields."
-        )
+        raise ValueError(f"masks: {masks.dtype} {masks.shape} must be bool {maps.shape}, as the maps; see lung_fields.")
     mass = maps.sum(axis=(1, 2), dtype=float)
     with np.errstate(invalid="ignore"):
         share = (maps * masks).sum(axis=(1, 2), dtype=float) / mass

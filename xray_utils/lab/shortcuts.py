@@ -155,10 +155,9 @@ def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, fold
         raise ValueError(f"folds: {folds} are more than the {groups.min()} groups of class {groups.idxmin()!r}.")
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    label, group = rows.label.to_numpy(), rows.group.to_numpy()
     with threadpool_limits(1):  # the same bits on any number of cores
-        found = cross_val_predict(
-            model, features, rows.label.to_numpy(), groups=rows.group.to_numpy(), cv=split, method="predict_proba"
-        )
+        found = cross_val_predict(model, features, label, groups=group, cv=split, method="predict_proba")
     present = sorted(rows.label.unique())
     table = rows[["file", "label", "group"]].reset_index(drop=True)
     table["predicted"] = np.array(present)[found.argmax(axis=1)]
@@ -264,9 +263,8 @@ def summarise(
     difference where no loss is expected; see `compare_two`).
     """
     check_table("baselines", baselines, ["balanced accuracy", "low", "high"], "shortcut_table")
-    check_table(
-        "baselines", baselines.assign(expected=baselines.get("expected")).dropna(), ["expected"], "shortcut_table"
-    )
+    complete = baselines.assign(expected=baselines.get("expected")).dropna()
+    check_table("baselines", complete, ["expected"], "shortcut_table")
     for argument, tables in (("answers", answers), ("retrained", retrained)):
         if argument == "retrained" and (tables is None or isinstance(tables, dict) and not tables):
             continue
