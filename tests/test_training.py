@@ -978,6 +978,9 @@ def test_predictions_do_not_depend_on_batches_or_mode(training_mode, data):
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], check_exact=False, atol=1e-5, rtol=0)
     wanted = logits_by_hand(xu_with(before), data.train).softmax(1)
+    model[1].train(not training_mode)  # a layer of its own mode, such as a frozen batch norm
+    xu.predict(model, data.train)
+    assert model[1].training is not training_mode
     assert np.allclose(tables[0][[f"p_{name}" for name in xu.CLASSES]], wanted, atol=1e-5)
     assert model.training is training_mode and same_weights(model, before)
 

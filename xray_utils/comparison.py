@@ -36,9 +36,7 @@ def metrics_table(metrics: dict) -> pd.DataFrame:
         check_dict(f"metrics[{name!r}]", one, "what save_results or compute_metrics returned")
     keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
     columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
-    return pd.DataFrame(
-        columns, index=[key.replace("_", " ").replace("auc", "AUC").replace("f1", "F1") for key in keys]
-    )
+    return pd.DataFrame(columns, [key.replace("_", " ").replace("auc", "AUC").replace("f1", "F1") for key in keys])
 
 
 def seed_table(seeds: pd.DataFrame) -> pd.DataFrame:

@@ -28,9 +28,8 @@ def report(predictions: pd.DataFrame) -> pd.DataFrame:
     from sklearn.metrics import accuracy_score, classification_report
 
     check_predictions(predictions)
-    rows = classification_report(
-        predictions.label, predictions.predicted, labels=list(CLASSES), output_dict=True, zero_division=0
-    )
+    options = dict(labels=list(CLASSES), output_dict=True, zero_division=0)
+    rows = classification_report(predictions.label, predictions.predicted, **options)
     table = pd.DataFrame({name: rows[name] for name in CLASSES}).T
     scores = ["precision", "recall", "f1-score"]
     table.loc[table.support.eq(0), scores] = np.nan
@@ -104,11 +103,9 @@ def grouped_mean(
     drawn = [w[:, group] @ values / w[:, group].sum(axis=1)[:, None] for w in _draws(group.max() + 1, resamples, seed)]
     result = {"images": int(good.sum()), "groups": int(group.max() + 1)}
     for column, value, spread in zip(table, values.mean(axis=0), np.concatenate(drawn).T, strict=True):
-        share = pd.api.types.is_bool_dtype(table[column])
+        share, n = pd.api.types.is_bool_dtype(table[column]), result["groups"]
         result[column] = float(value)
-        result[f"{column}_interval"] = (
-            _wilson(value, spread, result["groups"], len(values)) if share else _middle(spread, result["groups"])
-        )
+        result[f"{column}_interval"] = _wilson(value, spread, n, len(values)) if share else _middle(spread, n)
     return result
 
 
@@ -161,9 +158,7 @@ def _says_nothing(drawn, groups):
 
 def _statistics(predictions, weights):
     """Every number of `compute_metrics` for each row of `weights` [R, images]: a dict of arrays [R]."""
-    label, predicted = (
-        predictions[column].to_numpy()[:, None] == np.array(CLASSES) for column in ("label", "predicted")
-    )
+    label, predicted = (predictions[name].to_numpy()[:, None] == np.array(CLASSES) for name in ("label", "predicted"))
     right, true, said = weights @ (label & predicted), weights @ label, weights @ predicted  # each [R, classes]
     with np.errstate(invalid="ignore"):
         recall = right / true
@@ -175,10 +170,8 @@ def _statistics(predictions, weights):
     if set(PROBABILITIES) <= set(predictions):
         sure = predictions[PROBABILITIES].max(axis=1).to_numpy() > 0.9
         result["sure_but_wrong"] = weights @ (sure & ~(label & predicted).any(axis=1)) / weights.sum(axis=1)
-        result |= {
-            f"auc_{name}": _auc(predictions[f"p_{name}"].to_numpy(), label[:, i], weights)
-            for i, name in enumerate(CLASSES)
-        }
+        for i, name in enumerate(CLASSES):
+            result[f"auc_{name}"] = _auc(predictions[f"p_{name}"].to_numpy(), label[:, i], weights)
     return result
 
 
@@ -215,9 +208,6 @@ def compare_two(
             for table in tables]  # fmt: skip
     ones = [_statistics(table, np.ones((1, len(table)))) for table in tables]
     check_choice("statistic", statistic, sorted(ones[0].keys() & ones[1].keys()))
-    right = [
-        pd.Series(table.label.eq(table.predicted).to_numpy(), key) for table, key in zip(tables, keys, strict=True)
-    ]
     names = pd.concat([table["group" if "group" in table else "file"] for table in tables]).factorize()[0]
     groups = names[: len(first)], names[len(first) :]
     drawn = []
@@ -232,13 +222,14 @@ def compare_two(
     behind = min(_groups_behind(table)[statistic] for table in tables)
     result["difference_interval"] = _difference_interval(difference, np.concatenate(drawn), behind)
     if set(keys[0]) == set(keys[1]) and keys[0].is_unique and keys[1].is_unique:
-        labels = [table.label.set_axis(key) for table, key in zip(tables, keys, strict=True)]
-        if not labels[0].equals(labels[1].reindex(labels[0].index)):
+        named = [table.set_axis(key) for table, key in zip(tables, keys, strict=True)]
+        named[1] = named[1].reindex(named[0].index)
+        if not named[0].label.equals(named[1].label):
             raise ValueError("second: the same images have other labels than in first; these tables do not belong "
                              "together.")  # fmt: skip
         if statistic == "accuracy":
-            other = right[1].reindex(right[0].index)
-            result["only_first"], result["only_second"] = int((right[0] & ~other).sum()), int((~right[0] & other).sum())
+            one, other = (table.label.eq(table.predicted) for table in named)
+            result["only_first"], result["only_second"] = int((one & ~other).sum()), int((~one & other).sum())
             differing = result["only_first"] + result["only_second"]
             result["p"] = float(scipy.stats.binomtest(result["only_first"], differing).pvalue) if differing else 1.0
     return result

@@ -7,6 +7,7 @@ Every network is a plain `nn.Module` from images [B, 3, H, W], of any size, to l
 import os
 import re
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -139,9 +140,8 @@ def vit_weights(is_sample: bool = False) -> str:
     `XRAY_VIT_WEIGHTS` if it is set; else `data/vit_tiny` for the bundled sample, and `VIT_NAME` for other images.
     """
     check_flag("is_sample", is_sample)
-    return os.environ.get("XRAY_VIT_WEIGHTS") or (
-        str(repository_dir() / "data" / "vit_tiny") if is_sample else VIT_NAME
-    )
+    usual = str(repository_dir() / "data" / "vit_tiny") if is_sample else VIT_NAME
+    return os.environ.get("XRAY_VIT_WEIGHTS") or usual
 
 
 def vit(
@@ -192,10 +192,8 @@ def vit(
                     output_loading_info=True,
                     **options,
                 )
-                absent = {
-                    *loading["missing_keys"],
-                    *(key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]),
-                }
+                absent = [*loading["missing_keys"], *loading["mismatched_keys"]]  # the latter may come with shapes
+                absent = {key if isinstance(key, str) else key[0] for key in absent}
                 if absent := sorted(name for name in absent if not name.startswith("classifier.")):
                     raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
                 if not pretrained:
@@ -223,13 +221,7 @@ def vit(
     if freeze:
         for parameter in model.vit.parameters():
             parameter.requires_grad = False
-    passing = (
-        "transformers_version",
-        "architectures",
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-    )  # no part of the network
+    passing = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")  # not the network
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in passing}
     spec = {"network": "vit", "num_classes": num_classes, "freeze": freeze, "config": config}
     return _finish(model.float(), spec, statistics)
@@ -256,6 +248,18 @@ def logits_of(model, images):
     """Logits [B, classes] of normalised images [B, 3, H, W]; Hugging Face models wrap theirs."""
     output = model(images)
     return getattr(output, "logits", output)
+
+
+@contextmanager
+def evaluating(model):
+    """`model` in evaluation mode, as a context that gives its device; each layer gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def check_model(model, use=False):

@@ -15,7 +15,7 @@ from ._support.runs import Run, load_run
 from ._support.session import Counters, Session, check_material
 from .batches import batches, to_input
 from .constants import CLASSES
-from .models import check_model, logits_of
+from .models import check_model, evaluating, logits_of
 from .prepared import PreparedData, Split, check_split
 
 
@@ -146,27 +146,20 @@ def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.Da
     split or a model with another number of classes, RuntimeError when memory runs out, with a batch size to try.
     """
     check_use(model, split, batch_size)
-    device, was_training, parts = next(model.parameters()).device, model.training, []
-    model.eval()
-    try:
+    parts = []
+    with evaluating(model) as device:
         for indices in batches(split, batch_size):
             with memory_for(len(indices)):
                 parts.append(logits_of(model, to_input(split.take(indices), model, device)).float())
-    finally:
-        model.train(was_training)
     probabilities = torch.cat(parts).cpu().double().softmax(dim=1).numpy()
     if probabilities.shape[1] != len(CLASSES):
-        raise ValueError(
-            f"model: it has {probabilities.shape[1]} classes; needed: {len(CLASSES)}, {', '.join(CLASSES)}."
-        )
+        found = probabilities.shape[1]
+        raise ValueError(f"model: it has {found} classes; needed: {len(CLASSES)}, {', '.join(CLASSES)}.")
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("model: its outputs are not finite; its weights are broken. Train it again.")
     table = split.rows[["file", "label"]].assign(predicted=np.array(CLASSES)[probabilities.argmax(axis=1)])
     table[[f"p_{name}" for name in CLASSES]] = probabilities
     extra = [column for column in ("group", "mirrored", "source", "view") if column in split.rows]
     table = pd.concat([table, split.rows[extra]], axis=1)
-    table.attrs = {
-        "fingerprint": split.fingerprint(),
-        "images": len(split),
-    }  # save_results asks whose answers these are
+    table.attrs = {"fingerprint": split.fingerprint(), "images": len(split)}  # whose answers: see save_results
     return table

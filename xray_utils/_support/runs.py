@@ -95,10 +95,8 @@ def _kept(folder, history):
     """Message: what is kept when training stops early."""
     if not history:
         return "No epoch is complete yet."
-    return (
-        f"The checkpoint of epoch {len(history)} is kept in {folder.name}, and xu.load_run({folder.name!r}) has the "
-        "history so far."
-    )
+    done, name = len(history), folder.name
+    return f"The checkpoint of epoch {done} is kept in {name}, and xu.load_run({name!r}) has the history so far."
 
 
 def _save(folder, model, optimizer, plateau, scaler, history):
@@ -173,11 +171,10 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
     for file in ("config.json", "history.csv", "best.safetensors"):
         if not (folder / file).is_file():
-            here = (
-                ", ".join(sorted(path.parent.name for path in outputs_dir("runs").glob("*/best.safetensors"))) or "none"
-            )
+            trained = sorted(path.parent.name for path in outputs_dir("runs").glob("*/best.safetensors"))
             raise FileNotFoundError(
-                f"run: {folder.name!r} has no {file}. Train it first: run its notebook. Trained here: {here}."
+                f"run: {folder.name!r} has no {file}. Train it first: run its notebook. "
+                f"Trained here: {', '.join(trained) or 'none'}."
             )
     config = json.loads((folder / "config.json").read_text())
     if not own:

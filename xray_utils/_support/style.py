@@ -16,11 +16,8 @@ from .checks import check_kind
 from .files import whole_file
 from .paths import outputs_dir
 
-CLASS_COLOURS = {
-    "covid": "#D55E00",
-    "normal": "#5DBB8F",
-    "virus": "#004488",
-}  # after Okabe & Ito, for colour-blind eyes; each of another lightness, so that they differ in grey print too
+# After Okabe & Ito, for colour-blind eyes; each of another lightness, so that they differ in grey print too
+CLASS_COLOURS = {"covid": "#D55E00", "normal": "#5DBB8F", "virus": "#004488"}
 CLASS_MARKERS = {"covid": "o", "normal": "s", "virus": "^"}
 MODEL_COLOURS = {
     "baseline_cnn": "#C4659A",
@@ -31,12 +28,7 @@ MODEL_COLOURS = {
 OTHER_COLOURS = ("#555555", "#56B4E9", "#7A5CFF")  # what is neither class nor model
 STYLE = {
     **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 12},
-    **{
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 13,
-        "axes.titleweight": "bold",
-    },
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "axes.titleweight": "bold"},
     **{"axes.titlelocation": "left", "legend.frameon": False, "image.cmap": "gray"},
     **{"svg.fonttype": "none", "svg.hashsalt": "xray"},  # text stays text; the same figure, the same file
     "text.parse_math": False,  # a name with $ is no formula
@@ -82,9 +74,8 @@ class CourseFigure(Figure):
 def _figure(rows=1, columns=1, width=9.0, height=3.5, **options):
     """A figure in the style of the course, closed at the end so that a notebook shows it once."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, height), squeeze=False, FigureClass=CourseFigure, **options
-        )
+        options |= dict(figsize=(width, height), squeeze=False, FigureClass=CourseFigure)
+        figure, axes = plt.subplots(rows, columns, **options)
         try:
             yield figure, axes
         finally:

@@ -21,10 +21,8 @@ def reliability(predictions, bins=10):
     confidence = predictions[PROBABILITIES].max(axis=1)
     bin_ = np.minimum((confidence * bins).astype(int), bins - 1)
     right = predictions.label.eq(predictions.predicted)
-    table = pd.DataFrame({"confidence": confidence, "accuracy": right, "bin": bin_})
-    return table.groupby("bin").agg(
-        confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), images=("bin", "size")
-    )
+    bins = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(bin_.rename("bin"))
+    return bins.mean().assign(images=bins.size())
 
 
 def fit_temperature(validation: pd.DataFrame) -> float:
@@ -45,6 +43,5 @@ def apply_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataF
     check_predictions(predictions, needed=PROBABILITIES)
     check_number("temperature", temperature, lambda t: 0 < t < np.inf, "a positive number")
     logits = np.log(predictions[PROBABILITIES].clip(1e-12)) / temperature
-    return predictions.assign(
-        **dict(zip(PROBABILITIES, scipy.special.softmax(logits.to_numpy(), axis=1).T, strict=True))
-    )
+    probabilities = scipy.special.softmax(logits.to_numpy(), axis=1).T
+    return predictions.assign(**dict(zip(PROBABILITIES, probabilities, strict=True)))

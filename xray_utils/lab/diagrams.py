@@ -2,6 +2,7 @@
 
 import operator
 import re
+from contextlib import ExitStack
 from itertools import groupby
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx, nn
 
 from .._support.checks import check_kind, check_size
 from .._support.style import OTHER_COLOURS, _figure
-from ..models import check_model, count_parameters
+from ..models import check_model, count_parameters, evaluating
 
 INK, SKIP, SUM, PALE = OTHER_COLOURS[0], OTHER_COLOURS[2], "#FFFFFF", "#E8E8E8"
 
@@ -42,15 +43,10 @@ def _stages(model, images):
         tensor = output if isinstance(output, torch.Tensor) else output[0]
         shapes[module] = tuple(tensor.shape[1:])
 
-    hooks = [module.register_forward_hook(note) for module in shown]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(images)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
+        for module in shown:
+            hooks.enter_context(module.register_forward_hook(note))
+        model(images)
     total = lambda module: sum(p.numel() for p in module.parameters(recurse=module not in opened))  # noqa: E731
     stages = [(shown[module], module, shape, total(module)) for module, shape in shapes.items()]
     return [stage for stage in stages if not isinstance(stage[1], (nn.Dropout, nn.Identity))]  # they change nothing
@@ -91,10 +87,8 @@ def plot_network(model: torch.nn.Module, size: int = 224) -> Figure:
             channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (shape[-1], 1)
             if len(shape) == 2:  # tokens: rows of numbers
                 side = shape[0] ** 0.5
-            width, height = (
-                0.16 + 0.065 * min(11, channels).bit_length() + 0.04 * channels.bit_length(),
-                (side / size) ** 0.5,
-            )
+            width = 0.16 + 0.065 * min(11, channels).bit_length() + 0.04 * channels.bit_length()
+            height = (side / size) ** 0.5
             for copy in range(min(times, 3) - 1, -1, -1):
                 shift = 0.05 * copy
                 boxes.add_patch(Rectangle((x - width / 2 + shift, -height / 2 + shift), width, height,
@@ -138,9 +132,7 @@ def _paths(block):
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     sums = [node for node in steps if node.target in (operator.add, operator.iadd, torch.add)]
     if len(sums) != 1 or len(sums[0].all_input_nodes) != 2:
-        raise ValueError(
-            f"block: it holds {len(sums)} sums of two paths, not one; pass a block such as model.layer1[0]."
-        )
+        raise ValueError(f"block: it holds {len(sums)} sums of two paths, not one; pass one such as model.layer1[0].")
 
     def way(node):
         return [] if node.op == "placeholder" else way(node.all_input_nodes[0]) + [node]

@@ -25,6 +25,7 @@ from ..batches import batches, to_input
 from ..constants import PROBABILITIES
 from ..images import _root, find_images, read_image, resize
 from ..metrics import compute_metrics, grouped_mean
+from ..models import evaluating
 from ..prepared import PreparedData, Split, check_data
 from ..training import check_use
 
@@ -204,16 +205,11 @@ def features(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.n
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     if not layers:
         raise ValueError(f"model: {str(model)[:50]!r} has no linear layer at its end, whose input to take.")
-    device, found, was_training = next(model.parameters()).device, [], model.training
-    hook = layers[-1].register_forward_pre_hook(lambda layer, inputs: found.append(inputs[0].float().cpu()))
-    model.eval()
-    try:
+    found, keep = [], lambda layer, inputs: found.append(inputs[0].float().cpu())
+    with evaluating(model) as device, layers[-1].register_forward_pre_hook(keep):
         for indices in batches(split, batch_size):
             with memory_for(len(indices)):
                 model(to_input(split.take(indices), model, device))
-    finally:
-        hook.remove()
-        model.train(was_training)
     return torch.cat(found).numpy()
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .._support.checks import (
-    check_array,
     check_choice,
     check_dict,
     check_number,
@@ -32,7 +31,7 @@ from ..images import credit_line
 from ..metrics import compute_metrics, with_interval
 from ..prepared import Split, check_split
 from .calibration import calibration_error, reliability
-from .external import risk_coverage
+from .external import _one_each, risk_coverage
 from .lungs import LungFields
 
 
@@ -129,9 +128,8 @@ def plot_classification(answer) -> Figure:
             _show(axes[0, 1], answer.pixels, "where it looked (bright)")
             axes[0, 1].imshow(answer.where, cmap="magma", vmin=0, vmax=1, alpha=0.5)
         axis, probabilities = axes[0, -1], answer.probabilities
-        bars = axis.barh(
-            list(probabilities.index), probabilities, color=[CLASS_COLOURS[c] for c in probabilities.index]
-        )
+        names = list(probabilities.index)
+        bars = axis.barh(names, probabilities, color=[CLASS_COLOURS[name] for name in names])
         axis.bar_label(bars, [f"{p:.3f}" for p in probabilities], padding=4)
         axis.set(xlim=(0, 1.3), xticks=[0, 0.5, 1], xlabel="probability")
         axis.set_title(f"{answer.run}:\n{probabilities.idxmax()}", fontsize=10.5)
@@ -146,9 +144,7 @@ def plot_experiments(table: pd.DataFrame) -> Figure:
     Experiments of `summarise` without an expected value are left out.
     """
     if not isinstance(table, pd.DataFrame) or table.empty or not {"low", "high", "expected"} <= set(table):
-        raise ValueError(
-            "table: it lacks low, high or 'expected', or rows; pass the table made by shortcut_table or summarise."
-        )
+        raise ValueError("table: it lacks low, high, 'expected' or rows; pass that of shortcut_table or summarise.")
     every = "beyond" in table
     if every:
         table, kind, label = table[table.expected.notna()], "experiments", "balanced accuracy, or AUC"
@@ -165,9 +161,8 @@ def plot_experiments(table: pd.DataFrame) -> Figure:
             axis.text(1.04, row, f"{found.iloc[0]:.2f}", va="center")
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.5, -0.5)
-        title = (
-            f"{table.beyond.sum()} of {table.expected.notna().sum()} {kind}\nlie beyond the value without a shortcut"
-        )
+        found = f"{table.beyond.sum()} of {table.expected.notna().sum()} {kind}"
+        title = f"{found}\nlie beyond the value without a shortcut"
         label += " (diamond: expected without a shortcut; filled: beyond)"
         axis.set(xlabel=label, title=title, xlim=(-0.02, 1.02))
         return figure
@@ -209,13 +204,11 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
         axes[0, 0].set_ylabel("probability of covid")
         home, *away = ((area or {}).get("auc_covid_interval") or (0, 1) for area in areas)
         away = [high for (_, high), area in zip(away, areas[1:], strict=True) if area]
-        said = (
-            "external AUC below the internal one"
-            if away and home[0] > max(away)
-            else "the intervals of internal and external AUC overlap"
-            if away
-            else "each external source holds one of the two alone"
-        )
+        said = "each external source holds one of the two alone"
+        if away:
+            said = "the intervals of internal and external AUC overlap"
+        if away and home[0] > max(away):
+            said = "external AUC below the internal one"
         figure.suptitle(f"Covid and normal: {said}", fontweight="bold", fontsize=15, x=0.01, ha="left")
         return figure
 
@@ -231,9 +224,7 @@ def plot_risk_coverage(tables: dict, uncertainty: dict, threshold: float) -> Fig
     if set(uncertainty) != set(tables):
         raise ValueError(f"uncertainty: {sorted(uncertainty)} are not the names of the tables, {sorted(tables)}.")
     for name, scores in uncertainty.items():
-        check_array(
-            f"uncertainty[{name!r}]", scores, (len(tables[name]),), "one number an image", lambda x: ~np.isnan(x)
-        )
+        _one_each(f"uncertainty[{name!r}]", scores, tables[name])
     with _figure(width=9, height=2.4 + 0.2 * len(tables)) as (figure, axes):
         axis, ends, titles = axes[0, 0], [], []
         for i, (name, table) in enumerate(tables.items()):
@@ -246,12 +237,8 @@ def plot_risk_coverage(tables: dict, uncertainty: dict, threshold: float) -> Fig
                 at = curve.iloc[(curve.coverage - kept).abs().argmin()]
                 axis.plot(at.coverage, at.risk, "o", color=colour, fillstyle="none", markersize=9)
                 titles[-1] += f", {at.risk:.1%} of the {kept:.0%} answered"
-        axis.set(
-            xlabel="coverage: share of images with an answer",
-            ylabel="risk: share of wrong answers",
-            title="\n".join(titles),
-        )
-        axis.set(xlim=(0, 1.02), ylim=(0, None))
+        axis.set(xlabel="coverage: share of images with an answer", ylabel="risk: share of wrong answers")
+        axis.set(title="\n".join(titles), xlim=(0, 1.02), ylim=(0, None))
         _label_ends(axis, ends)
         return figure
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from .._support.checks import check_whole
 from .._support.memory import memory_for
 from ..batches import batches, to_input
 from ..constants import CLASSES
-from ..models import build, logits_of
+from ..models import build, evaluating, logits_of
 from ..prepared import Split
 from ..training import check_use, predict
 
@@ -30,16 +31,11 @@ def _last_stage(model, image):
     normalisation whose patches change the logits: where a class token answers, the one before the last attention.
     """
     outputs = {}
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: outputs.update({name: (module, output)}))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in list(model.named_modules())[1:]:
+            keep = lambda module, inputs, output, name=name: outputs.update({name: (module, output)})  # noqa: E731
+            hooks.enter_context(module.register_forward_hook(keep))
         logits = logits_of(model, image)
-    finally:
-        for hook in hooks:
-            hook.remove()
     tensors = [(n, m, o) for n, (m, o) in outputs.items() if isinstance(o, torch.Tensor) and o.requires_grad]
     tokens = {name: output for name, module, output in tensors if isinstance(module, nn.LayerNorm) and output.ndim == 3}
     gradients = torch.autograd.grad(logits.max(), list(tokens.values()), allow_unused=True) if tokens else ()
@@ -85,32 +81,26 @@ def grad_cam(
     """
     check_use(model, split, batch_size)
     target = _indices(target, split)
-    modules, maps, kept, hooks = dict(model.named_modules()), [], [], []
-    device, was_training = next(model.parameters()).device, model.training
-    try:
-        model.eval()
+    modules, maps, kept = dict(model.named_modules()), [], []
+    with evaluating(model) as device:
         if layer is None:
             with memory_for(1), torch.enable_grad():
                 layer = _last_stage(model, to_input(split.take([0]), model, device).requires_grad_())
         if not isinstance(layer, str) or layer not in modules:
             raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution.")
-        hooks.append(modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output)))
-        for indices in batches(split, batch_size):
-            with memory_for(len(indices)), torch.enable_grad():  # from the input on: the weights may be frozen
-                images = to_input(split.take(indices), model, device).requires_grad_()
-                logits, stage = logits_of(model, images), kept.pop()
-                square = stage.ndim == 3 or stage.ndim == 4 and stage.shape[2] == stage.shape[3]
-                if not square and (stage.ndim != 4 or images.shape[2] == images.shape[3]):
-                    raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no [B, C, h, w] and no tokens.")
-                classes = logits.argmax(1) if target is None else torch.from_numpy(target[indices]).to(device)
-                (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
-                weights = _as_maps(gradient).mean((2, 3), keepdim=True)
-                weighed = (weights * _as_maps(stage)).sum(1).relu().detach()
-                maps.append(_to_image(weighed, split.pixels.shape[1:3]))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(was_training)
+        with modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output)):
+            for indices in batches(split, batch_size):
+                with memory_for(len(indices)), torch.enable_grad():  # from the input on: the weights may be frozen
+                    images = to_input(split.take(indices), model, device).requires_grad_()
+                    logits, stage = logits_of(model, images), kept.pop()
+                    square = stage.ndim == 3 or stage.ndim == 4 and stage.shape[2] == stage.shape[3]
+                    if not square and (stage.ndim != 4 or images.shape[2] == images.shape[3]):
+                        raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no [B, C, h, w] and no tokens.")
+                    classes = logits.argmax(1) if target is None else torch.from_numpy(target[indices]).to(device)
+                    (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
+                    weights = _as_maps(gradient).mean((2, 3), keepdim=True)
+                    weighed = (weights * _as_maps(stage)).sum(1).relu().detach()
+                    maps.append(_to_image(weighed, split.pixels.shape[1:3]))
     return np.concatenate(maps)
 
 
@@ -125,14 +115,12 @@ def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16
     if not _is_hugging_face_vit(model):
         raise ValueError(f"model: a {type(model).__name__} is no Hugging Face ViT; use grad_cam for a CNN.")
     config = model.config
-    device, was_training, before = next(model.parameters()).device, model.training, config._attn_implementation
-    maps = []
+    before, maps = config._attn_implementation, []
     try:
-        model.eval()
         config._attn_implementation = "eager"  # the only one that shows its attention
         for indices in batches(split, batch_size):
             rollout = None
-            with memory_for(len(indices)):
+            with memory_for(len(indices)), evaluating(model) as device:
                 images = to_input(split.take(indices), model, device)
                 for layer in model(pixel_values=images, output_attentions=True).attentions:  # each [B, heads, T, T]
                     step = (layer.float().mean(1) + torch.eye(layer.shape[-1], device=device)) / 2
@@ -141,7 +129,6 @@ def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16
             maps.append(_to_image(rollout[:, 0, 1:].unflatten(1, side), split.pixels.shape[1:3]))
     finally:
         config._attn_implementation = before
-        model.train(was_training)
     return np.concatenate(maps)
 
 
@@ -167,9 +154,7 @@ def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     if maps.ndim != 3 or maps.shape[0] == 0 or not np.isfinite(maps).all() or maps.min() < 0:
         raise ValueError(f"maps: {maps.dtype} {maps.shape} must be [B, H, W] of numbers from 0 on; see saliency_maps.")
     if masks.dtype != bool or masks.shape != maps.shape:
-        raise ValueError(
-            f"masks: {masks.dtype} {masks.shape} must be bool {maps.shape}, like the maps; see lung_fields."
-        )
+        raise ValueError(f"masks: {masks.dtype} {masks.shape} must be bool {maps.shape}, as the maps; see lung_fields.")
     mass = maps.sum(axis=(1, 2), dtype=float)
     with np.errstate(invalid="ignore"):
         share = (maps * masks).sum(axis=(1, 2), dtype=float) / mass

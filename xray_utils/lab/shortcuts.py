@@ -155,10 +155,9 @@ def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, fold
         raise ValueError(f"folds: {folds} are more than the {groups.min()} groups of class {groups.idxmin()!r}.")
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    label, group = rows.label.to_numpy(), rows.group.to_numpy()
     with threadpool_limits(1):  # the same bits on any number of cores
-        found = cross_val_predict(
-            model, features, rows.label.to_numpy(), groups=rows.group.to_numpy(), cv=split, method="predict_proba"
-        )
+        found = cross_val_predict(model, features, label, groups=group, cv=split, method="predict_proba")
     present = sorted(rows.label.unique())
     table = rows[["file", "label", "group"]].reset_index(drop=True)
     table["predicted"] = np.array(present)[found.argmax(axis=1)]
@@ -196,8 +195,7 @@ def shortcut_baselines(data: PreparedData, seed: int = 0) -> dict:
     """
     check_whole("seed", seed)
     split = all_images(data)
-    rows = split.rows
-    whole = thumbnail_features(split)
+    rows, whole = split.rows, thumbnail_features(split)
     one = rows.groupby("group").label.first()
     lottery = pd.Series(np.random.default_rng(seed).permutation(one), one.index)
     return {
@@ -216,12 +214,10 @@ def shortcut_table(experiments: dict) -> pd.DataFrame:
     check_tables("experiments", experiments, hint="what shortcut_baselines returned")
     rows = {}
     for name, predictions in experiments.items():
-        metrics = compute_metrics(predictions)
-        chance = 1 / predictions.label.nunique()
-        expected = chance if name in (*AT_CHANCE, "16 x 16, shuffled labels") else np.nan
+        metrics, at_chance = compute_metrics(predictions), name in (*AT_CHANCE, "16 x 16, shuffled labels")
         rows[name] = {"balanced accuracy": metrics["balanced_accuracy"], "images": metrics["images"]}
         rows[name]["low"], rows[name]["high"] = metrics["balanced_accuracy_interval"] or (np.nan, np.nan)
-        rows[name]["expected"] = expected
+        rows[name]["expected"] = 1 / predictions.label.nunique() if at_chance else np.nan
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -267,9 +263,8 @@ def summarise(
     difference where no loss is expected; see `compare_two`).
     """
     check_table("baselines", baselines, ["balanced accuracy", "low", "high"], "shortcut_table")
-    check_table(
-        "baselines", baselines.assign(expected=baselines.get("expected")).dropna(), ["expected"], "shortcut_table"
-    )
+    complete = baselines.assign(expected=baselines.get("expected")).dropna()
+    check_table("baselines", complete, ["expected"], "shortcut_table")
     for argument, tables in (("answers", answers), ("retrained", retrained)):
         if argument == "retrained" and (tables is None or isinstance(tables, dict) and not tables):
             continue
