@@ -206,6 +206,7 @@ TRIED = {
     r"^pip install pre-commit ": read,
     r"tests/lessons$|pytest": read,
     r"-m xray_utils\.lab\.phantoms|results/scripts/(seeds|configurations)\.py|tests/(reliability|benchmarks)": parse,
+    r"python notebooks/talk ": read,  # test_talk.py runs it
     r"python results/scripts/\w+\.py": read,
 }
 
