@@ -117,6 +117,7 @@ def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
     assert "CNN de base, covid contra normal: AUC 0,99 interna, 0,44 externa" in titles
     assert page.count("Imagens próprias: 72. Divisão: grouped. Não é para uso clínico.") == len(titles)
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "A origem prevê a classe" in page
+    assert not re.search(r"\b0\.\d", re.sub("<.*?>", " ", page.split("<body>")[1])), "a decimal point"
     if BROWSER:
         assert len(re.findall(rb"/Type /Page\b(?!s)", pdf.read_bytes())) == len(titles)
     deck = Presentation(pptx)

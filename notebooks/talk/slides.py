@@ -192,9 +192,10 @@ class Talk:
 
     def _with_interval(self, row):
         """The score of a row, with its interval where it has one."""
-        kind = "none" if pd.isna(row.iloc[0]) else "one" if pd.isna(row.low) else "interval"
-        values = {"score": row.iloc[0], "low": row.low, "high": row.high}
-        return self.words(f"conclusions.{kind}", **{name: f"{value:.3f}" for name, value in values.items()})
+        if pd.isna(row.iloc[0]):
+            return self.words("conclusions.none")
+        interval = self.words("conclusions.one") if pd.isna(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
+        return f"{row.iloc[0]:.3f} {interval}"
 
     def _add_trust(self):
         words, rows, found = self.words, {}, False
