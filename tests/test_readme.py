@@ -215,6 +215,7 @@ TRIED = {
     r"^pip install (pre-commit|timm)": read,
     r"tests/lessons$|pytest": read,
     r"results/scripts/(seeds|configurations)\.py|tests/(phantoms|reliability|benchmarks)": parse,
+    r"python notebooks/talk ": read,  # test_talk.py runs it
     r"python results/scripts/\w+\.py": read,
 }
 

@@ -33,13 +33,14 @@ def main():
     html, pptx, pdf = (xu.outputs_dir("slides", f"talk.{end}") for end in ("slides.html", "pptx", "pdf"))
     write_html(slides, words, talk.footer, html)
     write_pptx(slides, words, talk.footer, pptx)
-    printed = write_pdf(html, pdf)
     seconds = sum(slide.seconds for slide in slides)
     print(f"{len(slides)} slides, {seconds // 60}:{seconds % 60:02d} minutes; runs: {talk.kind}, {talk.protocol}")
-    for path in (html, pptx, *([pdf] if printed else [])):
-        print(path)
-    if not printed:
-        print("No talk.pdf: Chromium or Chrome is not installed. Print the page from a browser with ?print-pdf.")
+    print(html, pptx, sep="\n")
+    try:
+        write_pdf(slides, words, talk.footer, pdf)
+        print(pdf)
+    except OSError as error:
+        print(f"No talk.pdf: {error}")
 
 
 if __name__ == "__main__":

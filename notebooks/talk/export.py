@@ -4,6 +4,7 @@ import base64
 import io
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -31,36 +32,30 @@ def timed(slides, words) -> list:
     return notes
 
 
-def write_html(slides, words, footer: str, path: Path) -> None:
-    """One file that needs no network."""
+def write_html(slides, words, footer: str, path: Path, printed: bool = False) -> None:
+    """One file that needs no network; `printed`: a page a slide, without reveal.js."""
     files = {name: (REVEAL / name).read_text(encoding="utf-8") for name in ("reveal.css", "reveal.js", "notes.js")}
     template = Environment(loader=FileSystemLoader(HERE), autoescape=True).get_template("talk.html.j2")
     images = [slide.figure and base64.b64encode(slide.figure).decode() for slide in slides]
     shown = list(zip(slides, timed(slides, words), images, strict=True))
-    page = template.render(shown=shown, footer=footer, language=words.language, files=files)
+    page = template.render(shown=shown, footer=footer, language=words.language, files=files, printed=printed)
     with whole_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def write_pdf(html: Path, path: Path) -> bool:
-    """The HTML printed by Chromium or Chrome, a page a slide; False where neither is installed."""
+def write_pdf(slides, words, footer: str, path: Path) -> None:
+    """The slides printed by Chromium or Chrome, a page a slide. Raises OSError where neither prints."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        return False
+        raise FileNotFoundError("Chromium or Chrome is not installed. PowerPoint and LibreOffice can print talk.pptx.")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
-    options += [
-        "--run-all-compositor-stages-before-draw",
-        "--virtual-time-budget=20000",
-    ]  # reveal.js lays out pages
-    with whole_file(path) as temporary:
-        command = [
-            browser,
-            *options,
-            f"--print-to-pdf={temporary}",
-            f"{html.resolve().as_uri()}?print-pdf",
-        ]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return True
+    with whole_file(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        page = Path(folder) / "talk.html"
+        write_html(slides, words, footer, page, printed=True)
+        command = [browser, *options, f"--print-to-pdf={temporary}", page.resolve().as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not temporary.stat().st_size:
+            raise OSError(f"{browser} did not print it: {done.stderr[-200:].strip()}")
 
 
 def write_pptx(slides, words, footer: str, path: Path) -> None:

@@ -140,9 +140,8 @@ class Talk:
             used = result.config["settings"]
             row = [f"{result.config['parameters']:,}", optimisers.get(used["optimizer"], used["optimizer"])]
             rows[self.names[model]] = [*row, f"{used['lr']:g}", used["batch_size"], len(result.history)]
-        sizes = [result.config["parameters"] for result in self.results.values()]
-        values = {"low": f"{min(sizes):,}", "high": f"{max(sizes):,}"}
-        self.add("training", table=self._table(rows, "training"), **values)
+        most = max(result.config["parameters"] for result in self.results.values())
+        self.add("training", table=self._table(rows, "training"), high=f"{most:,}")
 
     def _add_network(self, model):
         result, words = self.results[model], self.words
@@ -191,6 +190,13 @@ class Talk:
         path = xu.outputs_dir("tables", f"{name}_{self.ending}.csv")
         return pd.read_csv(path, index_col=0) if path.is_file() else pd.DataFrame()
 
+    def _with_interval(self, row):
+        """The score of a row, with its interval where it has one."""
+        if pd.isna(row.iloc[0]):
+            return self.words("conclusions.none")
+        interval = self.words("conclusions.one") if pd.isna(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
+        return f"{row.iloc[0]:.3f} {interval}"
+
     def _add_trust(self):
         words, rows, found = self.words, {}, False
         if self.results:
@@ -203,7 +209,7 @@ class Talk:
         else:
             border, metadata = baselines.loc["only the border"], baselines.loc["metadata only"]
             found = bool(border.low > border.expected or metadata.low > metadata.expected)
-            rows[words("conclusions.border")] = [_with_interval(border)]
+            rows[words("conclusions.border")] = [self._with_interval(border)]
             values = {"score": f"{border.iloc[0]:.2f}", "chance": f"{border.expected:.2f}"}
             self.add("shortcut", "shortcut" if found else "shortcut_none", xu.plot_experiments(baselines), **values)
         network = None if external.empty else external.network.iloc[0]
@@ -217,8 +223,7 @@ class Talk:
             for side in ("internal", "external"):
                 row = experiments.loc[f"AUC {side}"]
                 values[side] = f"{row.score:.2f}"
-                said = words("conclusions.none") if pd.isna(row.score) else _with_interval(row)
-                rows[words(f"conclusions.{side}", network=self.names[network])] = [said]
+                rows[words(f"conclusions.{side}", network=self.names[network])] = [self._with_interval(row)]
             kind = "external_one" if "nan" in values.values() else "external"
             figure = xu.plot_internal_external(self.results[network].predictions, external)
             self.add("external", kind, figure, titles=True, **values)
@@ -226,7 +231,3 @@ class Talk:
         limits = words("limits.rows", patients=self.data.test.rows.group.nunique()).split("\n")
         rows = {name: [text] for name, text in (line.split("|") for line in limits)}
         self.add("limits", table=self._table(rows, "limits"))
-
-
-def _with_interval(row):
-    return f"{row.iloc[0]:.3f} [{row.low:.3f}, {row.high:.3f}]"

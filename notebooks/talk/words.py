@@ -8,10 +8,8 @@ from matplotlib.text import Text
 
 TABLE = Path(__file__).with_name("strings.csv")
 NUMBER = r"(?<=\d)(?<!BY \d)[.,](?=\d)"  # not the version of a licence
-PLACEHOLDERS = {
-    "number": r"[-+]?[\d.,]+",
-    "label": "covid|normal|virus",
-}  # others hold any text
+# What stands for a placeholder in a text of a figure; for another name, any text
+PLACEHOLDERS = {"number": r"[-+]?[\d.,]+", "label": "covid|normal|virus", "mode": r"[A-Z;\d]+"}
 
 
 def languages() -> list:
@@ -35,7 +33,7 @@ class Words:
         if not self.strings.get(key):
             raise KeyError(f"{TABLE.name}: the text {key!r} is missing in the column {self.language!r}; add it.")
         text = self.strings[key].format(**{name: self.number(str(value)) for name, value in values.items()})
-        return re.sub(r"(?<=[\d,]) (?=[\d\[])", "\u00a0", text)  # no line break within an interval
+        return re.sub(r"(?<=\d) (?=\[)|(?<=\d,) (?=\d)", "\u00a0", text)  # no line break within an interval
 
     def number(self, text: str) -> str:
         """Decimal points and thousands separators of the numbers in a text."""
@@ -54,8 +52,7 @@ class Words:
         for pattern, key in self.patterns:
             if found := pattern.fullmatch(line.strip()):
                 values = found.groupdict()
-                if "label" in values:
-                    values["label"] = self(f"figure.{values['label']}")
+                values |= {n: self(f"figure.{v}") for n, v in values.items() if n.startswith("label")}
                 return self(key, **values)
         raise KeyError(f"{TABLE.name}: no row figure.* for the text {line!r} of a figure; add it in all languages.")
 
