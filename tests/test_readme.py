@@ -205,7 +205,8 @@ TRIED = {
     r"^(XRAY_SLOW=1 )?\.venv/bin/(pytest|ruff) ": read,
     r"^pip install pre-commit ": read,
     r"tests/lessons$|pytest": read,
-    r"-m xray_utils\.lab\.phantoms|results/scripts/(seeds|configurations)\.py|tests/(reliability|benchmarks)": parse,
+    r"-m xray_utils\.lab\.phantoms|results/scripts/(seeds|configurations)\.py": parse,
+    r"tests/(reliability|benchmarks|gpu)": parse,
     r"python results/scripts/\w+\.py": read,
 }
 
