@@ -44,6 +44,15 @@ class Course:
     make: object  # the network, anew
     lr: float
     batch_size: int = 32
+    device: str = "cpu"  # or "cuda"
+    workers: int = 2  # processes that decode, where a contestant has some
+
+    def network(self):
+        return self.make().to(self.device)
+
+    def autocast(self, precision):
+        kind = torch.float16 if precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device, kind, enabled=precision != "fp32")
 
     @cached_property
     def operations(self):
@@ -81,15 +90,16 @@ def image_folders(course, model):
 
 def usual(course, precision, workers=0):
     """The loop of most notebooks: ImageFolder, DataLoader, forward, backward, step, and `.item()` for the curves."""
-    model = course.make()
+    model = course.network()
     train, val = image_folders(course, model)
     train = DataLoader(train, course.batch_size, shuffle=True, num_workers=workers)
     val = DataLoader(val, course.batch_size, num_workers=workers)
     optimizer = torch.optim.Adam(model.parameters(), lr=course.lr)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    autocast = course.autocast(precision)
     model.train()
     losses = 0
     for images, labels in train:
+        images, labels = images.to(course.device), labels.to(course.device)
         optimizer.zero_grad()
         with autocast:
             loss = F.cross_entropy(logits_of(model, images), labels)
@@ -100,17 +110,18 @@ def usual(course, precision, workers=0):
     right = 0
     with torch.no_grad():
         for images, labels in val:
+            images, labels = images.to(course.device), labels.to(course.device)
             with autocast:
                 right += (logits_of(model, images).argmax(dim=1) == labels).sum().item()
 
 
 def usual_with_workers(course, precision):
-    """The same with two worker processes that decode."""
-    usual(course, precision, workers=2)
+    """The same with worker processes that decode."""
+    usual(course, precision, course.workers)
 
 
 def lightning(course, precision):
-    """PyTorch Lightning's Trainer with its defaults, and two workers."""
+    """PyTorch Lightning's Trainer with its defaults, and workers."""
     from lightning import pytorch as pl
 
     class Module(pl.LightningModule):
@@ -132,13 +143,14 @@ def lightning(course, precision):
     train, val = image_folders(course, model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
-            max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=folder, precision={"bf16": "bf16-mixed", "fp32": "32-true"}[precision],
+            max_epochs=1, accelerator=course.device, logger=False, enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder, precision={"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision],
         )  # fmt: skip
         trainer.fit(
             Module(model),
-            DataLoader(train, course.batch_size, shuffle=True, num_workers=2),
-            DataLoader(val, course.batch_size, num_workers=2),
+            DataLoader(train, course.batch_size, shuffle=True, num_workers=course.workers),
+            DataLoader(val, course.batch_size, num_workers=course.workers),
         )
 
 
@@ -169,7 +181,8 @@ def trainer(course, precision):
         options = TrainingArguments(
             output_dir=folder, num_train_epochs=1, per_device_train_batch_size=course.batch_size,
             per_device_eval_batch_size=course.batch_size, learning_rate=course.lr, eval_strategy="epoch",
-            report_to="none", disable_tqdm=True, use_cpu=True, bf16=precision == "bf16",
+            report_to="none", disable_tqdm=True, use_cpu=course.device == "cpu", bf16=precision == "bf16",
+            fp16=precision == "fp16", dataloader_num_workers=0 if course.device == "cpu" else course.workers,
         )  # fmt: skip
 
         def collate(items):
@@ -190,13 +203,13 @@ def ours(course, precision):
 
 def bound(course, precision, prepare=lambda model: None):
     """The arithmetic alone: as many steps, and answers, on one batch that lies in memory as the network wants it."""
-    model = course.make().to(memory_format=torch.channels_last)
+    model = course.network().to(memory_format=torch.channels_last)
     prepare(model)
     pixels = course.data.train.take(range(course.batch_size))
-    images = to_input(pixels, model, torch.device("cpu")).contiguous(memory_format=torch.channels_last)
-    labels = torch.tensor(course.data.train.labels[: course.batch_size])
+    images = to_input(pixels, model, torch.device(course.device)).contiguous(memory_format=torch.channels_last)
+    labels = torch.tensor(course.data.train.labels[: course.batch_size], device=course.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=course.lr, fused=True)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    autocast = course.autocast(precision)
     steps, rest = divmod(len(course.data.train), course.batch_size)
     model.train()
     for size in [course.batch_size] * steps + [rest] * (rest > 0):
@@ -210,6 +223,8 @@ def bound(course, precision, prepare=lambda model: None):
     with torch.no_grad(), autocast:
         for size in [course.batch_size] * steps + [rest] * (rest > 0):
             logits_of(model, images[:size])
+    if course.device == "cuda":
+        torch.cuda.synchronize()
 
 
 def bound_with_memory_kept(course, precision):
