@@ -214,13 +214,8 @@ TRIED = {
     r"^(XRAY_SLOW=1 )?\.venv/bin/(pytest|ruff) ": read,
     r"^pip install (pre-commit|timm)": read,
     r"tests/lessons$|pytest": read,
-<<<<<<< HEAD
-    r"results/scripts/(seeds|configurations)\.py|tests/(phantoms|reliability|benchmarks)": parse,
+    r"results/scripts/(seeds|configurations)\.py|tests/(phantoms|reliability|benchmarks|gpu)": parse,
     r"python notebooks/talk ": read,  # test_talk.py runs it
-=======
-    r"-m xray_utils\.lab\.phantoms|results/scripts/(seeds|configurations)\.py": parse,
-    r"tests/(reliability|benchmarks|gpu)": parse,
->>>>>>> b672bd1acc9af70aa05b3be4f9262c7ed7b08209
     r"python results/scripts/\w+\.py": read,
 }
 
