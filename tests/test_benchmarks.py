@@ -67,7 +67,7 @@ def test_every_contestant_trains_on_all_images_once_and_validates(run, course):
     getattr(contestants, run)(course, "fp32")
     assert seen[True] == len(course.data.train) > 5
     assert seen[False] >= len(course.data.val) > 0  # Lightning tries two batches before it begins
-    assert run in PEERS or seen[False] == len(course.data.val)
+    assert run in PEERS or seen[False] == len(course.data.val) + (run == "ours")  # whose fit tries one image first
 
 
 def test_operations_are_counted_once_and_done_again_as_products(course, monkeypatch):
