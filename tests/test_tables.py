@@ -108,7 +108,7 @@ def test_a_public_set_is_read_by_its_table(name, inside, tmp_path, capsys):
 
 
 def test_no_file_of_a_public_set_is_an_error(tmp_path):
-    root = tree(tmp_path, ["elsewhere/1.png"], {"Data_Entry_2017.csv": NIH})
+    root = tree(tmp_path, ["images/other.png"], {"Data_Entry_2017.csv": NIH})
     with pytest.raises(FileNotFoundError, match="none of its 4 images is there. They belong in images"):
         xu.find_images(root)
 
@@ -120,9 +120,10 @@ def test_a_set_of_one_class_says_how_it_is_read(tmp_path):
 
 
 def test_a_table_of_no_known_set_is_named_and_folders_are_read(tmp_path, capsys):
-    root = tree(tmp_path, ["covid/a.png", "normal/b.png"], {"metadata.csv": "a,b\n1,2\n", "train.txt": "words\n"})
+    tables = {"metadata.csv": COHEN, "data.csv": "image_id,b\n1,2\n", "train.txt": "words\n"}
+    root = tree(tmp_path, ["covid/a.png", "normal/b.png"], tables)
     assert xu.find_images(root).label.tolist() == ["covid", "normal"]
-    assert capsys.readouterr().out == "Not used: metadata.csv, no table of a known set.\n"
+    assert capsys.readouterr().out == "Not used: data.csv, metadata.csv, no table of a known set.\n"
 
 
 @pytest.mark.parametrize(
