@@ -158,9 +158,9 @@ def test_a_manifest_that_cannot_be_read_says_what_to_do(tables, words, tmp_path)
 
 def test_an_excel_manifest_is_read_or_names_its_package(tmp_path, monkeypatch):
     draw_tree(tmp_path, ["a.png", "b.png"])
-    if pytest.importorskip("openpyxl"):
-        table = pd.DataFrame({"File": ["a.png", "b.png"], "Label": ["covid", "normal"], "patient_id": [7, 8]})
-        table.to_excel(tmp_path / "manifest.xlsx", index=False)
+    pytest.importorskip("openpyxl")
+    table = pd.DataFrame({"File": ["a.png", "b.png"], "Label": ["covid", "normal"], "patient_id": [7, 8]})
+    table.to_excel(tmp_path / "manifest.xlsx", index=False)
     assert xu.find_images(tmp_path).patient.tolist() == ["7", "8"]
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(ValueError, match="manifest.xlsx: .*Install openpyxl"):
@@ -310,6 +310,13 @@ def test_a_bomb_inside_an_archive_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="archive: inner.zip unpacks to over"):
         archives.unpack(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_tar_of_another_compression_inside_is_not_read(tmp_path):
+    inner = tar_of(tmp_path / "inner.tar", ("a.png", bytes(1000)), mode="w:xz").read_bytes()
+    with pytest.raises(ValueError, match="archive: inner.tar is broken"):
+        archives.unpack(zip_of(tmp_path / "a.zip", {"inner.tar": inner}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cut_tar_leaves_nothing(tmp_path):

@@ -33,7 +33,7 @@ NIH = {"image index": "file", "finding labels": "label", "patient id": "patient"
 HANNOVER = {"image_id": "file", "patient_id": "patient", "projection": "view"}
 COVIDX = {"file": "file", "label": "label", "patient": "patient", "source": "source"}  # see _covidx
 LAYOUTS = (
-    Layout("", r"manifest\.(csv|xlsx)", {**OWN, "view": "view", "licence": "licence"}, ("", "images")),
+    Layout("", r"manifest\.(csv|xlsx)", {**OWN, "licence": "licence", "view": "view"}, ("", "images")),
     Layout("covid-chestxray-dataset", "metadata.csv", {"filename": "file", **COHEN}, ("images",)),
     Layout("actualmed", "metadata.csv", {"imagename": "file", **COHEN}, ("images",)),
     Layout("figure1", "metadata.csv", {**COHEN, "patientid": "file"}, ("images",)),
@@ -127,7 +127,8 @@ def _renamed(table, layout, name):
                     f"{name}: the cell of row {bad.argmax() + 1} in column {column!r} begins with "
                     f"{cells[bad.argmax()][:40]!r}; at most {MAX_CELL} characters are allowed, none of control."
                 )
-    return pd.DataFrame(ours).apply(lambda cells: cells.str.strip())
+    order = dict.fromkeys(layout.columns[column] for column in table if column in layout.columns)
+    return pd.DataFrame(ours, columns=list(order)).apply(lambda cells: cells.str.strip())
 
 
 def rows_of_table(root, layout, table, name, labels):
@@ -136,7 +137,7 @@ def rows_of_table(root, layout, table, name, labels):
     labels: as check_labels returns them. A wrong line of an own table is an error: ValueError or FileNotFoundError.
     Of a public set people have parts, so lines without a file are counted.
     """
-    optional = [column for column in ("view", "licence") if column in table]
+    optional = [column for column in table if column in ("view", "licence")]
     table = table.reindex(columns=["file", "label", "patient", "source", "view", "modality", "licence"], fill_value="")
     if "label" not in layout.columns.values():
         table["label"] = "covid"
