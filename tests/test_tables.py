@@ -108,7 +108,7 @@ def test_a_public_set_is_read_by_its_table(name, inside, tmp_path, capsys):
 
 
 def test_no_file_of_a_public_set_is_an_error(tmp_path):
-    root = tree(tmp_path, ["elsewhere/1.png"], {"Data_Entry_2017.csv": NIH})
+    root = tree(tmp_path, ["images/other.png"], {"Data_Entry_2017.csv": NIH})
     with pytest.raises(FileNotFoundError, match="none of its 4 images is there. They belong in images"):
         xu.find_images(root)
 
@@ -120,9 +120,10 @@ def test_a_set_of_one_class_says_how_it_is_read(tmp_path):
 
 
 def test_a_table_of_no_known_set_is_named_and_folders_are_read(tmp_path, capsys):
-    root = tree(tmp_path, ["covid/a.png", "normal/b.png"], {"metadata.csv": "a,b\n1,2\n", "train.txt": "words\n"})
+    tables = {"metadata.csv": COHEN, "data.csv": "image_id,b\n1,2\n", "train.txt": "words\n"}
+    root = tree(tmp_path, ["covid/a.png", "normal/b.png"], tables)
     assert xu.find_images(root).label.tolist() == ["covid", "normal"]
-    assert capsys.readouterr().out == "Not used: metadata.csv, no table of a known set.\n"
+    assert capsys.readouterr().out == "Not used: data.csv, metadata.csv, no table of a known set.\n"
 
 
 @pytest.mark.parametrize(
@@ -157,9 +158,9 @@ def test_a_manifest_that_cannot_be_read_says_what_to_do(tables, words, tmp_path)
 
 def test_an_excel_manifest_is_read_or_names_its_package(tmp_path, monkeypatch):
     draw_tree(tmp_path, ["a.png", "b.png"])
-    if pytest.importorskip("openpyxl"):
-        table = pd.DataFrame({"File": ["a.png", "b.png"], "Label": ["covid", "normal"], "patient_id": [7, 8]})
-        table.to_excel(tmp_path / "manifest.xlsx", index=False)
+    pytest.importorskip("openpyxl")
+    table = pd.DataFrame({"File": ["a.png", "b.png"], "Label": ["covid", "normal"], "patient_id": [7, 8]})
+    table.to_excel(tmp_path / "manifest.xlsx", index=False)
     assert xu.find_images(tmp_path).patient.tolist() == ["7", "8"]
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(ValueError, match="manifest.xlsx: .*Install openpyxl"):
@@ -309,6 +310,13 @@ def test_a_bomb_inside_an_archive_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="archive: inner.zip unpacks to over"):
         archives.unpack(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_tar_of_another_compression_inside_is_not_read(tmp_path):
+    inner = tar_of(tmp_path / "inner.tar", ("a.png", bytes(1000)), mode="w:xz").read_bytes()
+    with pytest.raises(ValueError, match="archive: inner.tar is broken"):
+        archives.unpack(zip_of(tmp_path / "a.zip", {"inner.tar": inner}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cut_tar_leaves_nothing(tmp_path):

@@ -13,7 +13,7 @@ from ._support import dicom
 from ._support.checks import check_kind, check_path, check_size, check_table, check_whole
 from ._support.decode import EXTENSIONS, _decode
 from ._support.files import image_files
-from ._support.names import PNEUMONIA, check_found, check_labels, fold, meaning, patient_of, unknown_error
+from ._support.names import PNEUMONIA, UnknownClassError, check_found, check_labels, fold, meaning, patient_of
 from ._support.paths import is_sample
 from ._support.tables import find_layout, rows_of_table
 from .constants import CLASSES
@@ -107,7 +107,7 @@ def _rows_of_folders(root, labels):
     if not rows and not unknown:  # where no folder is clear, those named 0 and 1, or one alone, may be classes
         unknown = {file.parent.name: file.as_posix() for file in files if not means.get(file.parent, "root")}
     if unknown:
-        raise unknown_error("folder", unknown, {folder.name: kind for folder, kind in means.items()})
+        raise UnknownClassError("folder", unknown, {folder.name: kind for folder, kind in means.items()})
     check_found(labels, [folder.name for folder in means], "folder")
     return pd.DataFrame(rows), left_out
 

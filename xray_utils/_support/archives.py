@@ -66,9 +66,11 @@ def _unpack_one(archive, folder, max_bytes):
             total = _check(archive, map(_of_zip, members), allowed)
             file.extractall(folder, members)
         return total
+    if not hasattr(tarfile, "data_filter"):
+        raise ValueError(f"archive: {archive.name} needs a newer Python 3.10 or 3.11. Unpack it, and give the folder.")
     try:
-        _check_length(archive, 2 * allowed + 2**20)  # before a header is read: it may lie
-        with tarfile.open(archive, "r:*") as file:
+        zipped = _check_length(archive, 2 * allowed + 2**20)  # before a header is read: it may lie
+        with tarfile.open(archive, "r:gz" if zipped else "r:") as file:
             total = _check(archive, map(_of_tar, file), allowed)
             file.extractall(folder, filter="data")
     except BROKEN as error:
@@ -109,13 +111,14 @@ def _check(archive, members, allowed):
 
 
 def _check_length(archive, limit):
-    """ValueError if gzip unpacks to more than `limit` bytes; an error of BROKEN if not all of it is there."""
+    """Is it compressed by gzip? ValueError if to more than `limit` bytes; an error of BROKEN if part is missing."""
     with open(archive, "rb") as raw:
         if raw.read(2) != GZIP:
-            return
+            return False
     with gzip.open(archive) as file:
         length = 0
         while block := file.read(2**20):
             length += len(block)
             if length > limit:
                 raise ValueError(f"archive: {archive.name} unpacks to over {limit:.0f} bytes, refused.")
+    return True

@@ -79,7 +79,7 @@ def check_labels(labels):
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels):
         raise ValueError(f'labels: {str(labels)[:100]!r} is no dict of names; pass {{"Normais": "normal"}}, say.')
     for name, label in labels.items():
-        if label is not None and label not in CLASSES:
+        if label is not None and not (isinstance(label, str) and label in CLASSES):
             raise ValueError(f"labels: {label!r} of {name!r} must be one of {', '.join(CLASSES)}, or None: left out.")
     folded = {fold(name): label for name, label in labels.items()}
     if len(folded) < len(labels):
@@ -89,9 +89,8 @@ def check_labels(labels):
 
 def check_found(labels, found, what):
     """Every name in `labels` (folded) is that of a folder or label that was found."""
-    missing = sorted(labels.keys() - {fold(name) for name in found})
-    if missing:
-        names = ", ".join(repr(name) for name in sorted(set(found))[:20]) or "none"
+    if missing := sorted(labels.keys() - {fold(name) for name in found}):
+        names = ", ".join(map(repr, sorted(set(found))[:20])) or "none"
         raise ValueError(f"labels: there is no {what} {missing[0]!r}. Found: {names}.")
 
 
@@ -105,29 +104,24 @@ def patient_of(path):
 
 
 class UnknownClassError(ValueError):
-    """Images whose class is unknown until `labels` says it."""
+    """Names of unknown classes, `examples` (`{name: an image of it}`), with the line to write.
 
-    can_be_classes = True  # False: one name only, so `labels` cannot make two classes of it
-
-
-def unknown_error(where, examples, kinds):
-    """The error for names of unknown classes, `{name: an image of it}`, with the line to write.
-
-    kinds: what all names mean, `{name: kind}`, to say what is known.
+    kinds: `{name: kind}` of all names, to say what is known. can_be_classes: False if there is one name only.
     """
-    known = [f"{name[:60]!r} is {kind}" for name, kind in sorted(kinds.items()) if kind]
-    shown = sorted(examples)[:8]
-    more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
-    line = ", ".join(f"{json.dumps(name[:60], ensure_ascii=False)}: {json.dumps(_nearest(name))}" for name in shown)
-    here = f" Known here: {', '.join(known[:8])}." if known else ""
-    error = UnknownClassError(
-        f"{where}: unknown class {', '.join(repr(name[:60]) for name in shown)}{more} (for example "
-        f"{examples[shown[0]][:100]!r}). Say which class each one is: labels={{{line}}}. Allowed: "
-        f"{', '.join(CLASSES)}, and None, which leaves images out; two classes are enough. "
-        f"A name holds for the folders inside it, too. In a notebook, labels is in the cell Parameters.{here}"
-    )
-    error.can_be_classes = len(examples) + len(known) > 1
-    return error
+
+    def __init__(self, where, examples, kinds):
+        known = [f"{name[:60]!r} is {kind}" for name, kind in sorted(kinds.items()) if kind]
+        self.can_be_classes = len(examples) + len(known) > 1
+        shown = sorted(examples)[:8]
+        more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
+        line = ", ".join(f"{json.dumps(name[:99], ensure_ascii=False)}: {json.dumps(_nearest(name))}" for name in shown)
+        super().__init__(
+            f"{where}: unknown class {', '.join(repr(name[:60]) for name in shown)}{more} (for example "
+            f"{examples[shown[0]][:100]!r}). Say which class each one is: labels={{{line}}}. Allowed: "
+            f"{', '.join(CLASSES)}, and None, which leaves images out; two classes are enough. A name holds for the "
+            "folders inside it, too. In a notebook, labels is in the cell Parameters."
+            + (f" Known here: {', '.join(known[:8])}." if known else "")
+        )
 
 
 def _nearest(name):

@@ -10,9 +10,10 @@ import pandas as pd
 
 from ..constants import CLASSES
 from .files import UNPRINTABLE, image_files
-from .names import check_found, fold, meaning, patient_of, unknown_error
+from .names import UnknownClassError, check_found, fold, meaning, patient_of
 
 MAX_CELL = 1000  # characters of a table's cell
+MAX_EXCEL = 10**8  # bytes of an Excel file when unpacked
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Layout:
 COHEN = {"finding": "label", "patientid": "patient", "view": "view", "modality": "modality", "license": "licence"}
 OWN = {"file": "file", "label": "label", "patient_id": "patient", "source": "source", "source_repo": "source"}
 NIH = {"image index": "file", "finding labels": "label", "patient id": "patient", "view position": "view"}
-HANNOVER = {"image_id": "file", "patient_id": "patient", "projection": "view", "modality": "modality"}
+HANNOVER = {"image_id": "file", "patient_id": "patient", "projection": "view"}
 COVIDX = {"file": "file", "label": "label", "patient": "patient", "source": "source"}  # see _covidx
 LAYOUTS = (
-    Layout("", r"manifest\.(csv|xlsx)", {**OWN, "view": "view", "licence": "licence"}, ("", "images")),
+    Layout("", r"manifest\.(csv|xlsx)", {**OWN, "licence": "licence", "view": "view"}, ("", "images")),
     Layout("covid-chestxray-dataset", "metadata.csv", {"filename": "file", **COHEN}, ("images",)),
     Layout("actualmed", "metadata.csv", {"imagename": "file", **COHEN}, ("images",)),
     Layout("figure1", "metadata.csv", {**COHEN, "patientid": "file"}, ("images",)),
@@ -54,7 +55,8 @@ def find_layout(root):
     not_used = set()
     for layout in LAYOUTS:
         tables = [name for name in names if re.fullmatch(layout.table, name)]
-        needed = [theirs for theirs, ours in layout.columns.items() if ours in ("file", "label")]
+        all_needed = "label" not in layout.columns.values()
+        needed = [theirs for theirs, ours in layout.columns.items() if all_needed or ours in ("file", "label")]
         try:
             if not layout.name and len(tables) > 1:
                 raise ValueError(f"{tables[0]}: {tables[1]} is there too; remove one of them.")
@@ -68,9 +70,11 @@ def find_layout(root):
         except ValueError:
             if not layout.name:
                 raise
+            parts = []
             not_used |= set(tables)
-            continue
-        if parts:
+        if parts and not _folders(root, layout):
+            not_used |= set(tables)
+        elif parts:
             return layout, _renamed(pd.concat(parts, ignore_index=True), layout, tables[0]), tables[0]
     if not_used:
         print(f"Not used: {', '.join(sorted(not_used))}, no table of a known set.")
@@ -83,6 +87,9 @@ def _read(path):
         if path.suffix == ".txt":
             return _covidx(path)
         if path.suffix == ".xlsx":
+            with zipfile.ZipFile(path) as file:
+                if sum(member.file_size for member in file.infolist()) > MAX_EXCEL:
+                    raise ValueError("it unpacks to over 100 MB")
             table = pd.read_excel(path, dtype=str)
         else:
             with open(path, encoding="utf-8-sig") as file:
@@ -120,7 +127,8 @@ def _renamed(table, layout, name):
                     f"{name}: the cell of row {bad.argmax() + 1} in column {column!r} begins with "
                     f"{cells[bad.argmax()][:40]!r}; at most {MAX_CELL} characters are allowed, none of control."
                 )
-    return pd.DataFrame(ours).apply(lambda cells: cells.str.strip())
+    order = dict.fromkeys(layout.columns[column] for column in table if column in layout.columns)
+    return pd.DataFrame(ours, columns=list(order)).apply(lambda cells: cells.str.strip())
 
 
 def rows_of_table(root, layout, table, name, labels):
@@ -129,7 +137,7 @@ def rows_of_table(root, layout, table, name, labels):
     labels: as check_labels returns them. A wrong line of an own table is an error: ValueError or FileNotFoundError.
     Of a public set people have parts, so lines without a file are counted.
     """
-    optional = [column for column in ("view", "licence") if column in table]
+    optional = [column for column in table if column in ("view", "licence")]
     table = table.reindex(columns=["file", "label", "patient", "source", "view", "modality", "licence"], fill_value="")
     if "label" not in layout.columns.values():
         table["label"] = "covid"
@@ -139,7 +147,7 @@ def rows_of_table(root, layout, table, name, labels):
     path = pd.Series(_places(table.file, root, layout, [file.as_posix() for file in files], name), dtype=object)
     kinds = {label: _kind(label, layout, labels) for label in table.label.unique()}
     if unknown := {label: file for label, file in zip(table.label, table.file, strict=True) if not kinds[label]}:
-        raise unknown_error(name, unknown, kinds)
+        raise UnknownClassError(name, unknown, kinds)
     check_found(labels, kinds, "label")
     kind = table.label.map(kinds)
     left_out = kind.mask(kind.isin(CLASSES), "")
@@ -162,22 +170,24 @@ def rows_of_table(root, layout, table, name, labels):
     rows = pd.DataFrame({"file": path, "label": kind, "patient": table.patient.astype(object)})
     rows["source"] = table.source.where(table.source.ne(""), layout.name or root.name)
     rows[optional] = table[optional].mask(table[optional].eq(""))
-    rows = rows[kept]
+    rows = rows[kept].copy()
     rows["patient"] = rows.patient.where(rows.patient.ne(""), rows.file.map(patient_of))
     counted = Counter(hidden) + Counter(left_out[~kept])
     counted[f"not in {name}"] = len({file.as_posix() for file in files} - set(path))
     return rows, counted
 
 
+def _folders(root, layout):
+    """The folders of the layout that are there, relative to `root`."""
+    found = [path for pattern in layout.folders for path in (sorted(root.glob(pattern)) if pattern else [root])]
+    return [path.relative_to(root).as_posix() for path in found if path.is_dir()]
+
+
 def _places(names, root, layout, files, table_name):
     """The path of each name relative to `root`, None where no file is. Only an own table may name hidden files."""
     there = {os.path.splitext(file)[0]: file for file in files} if layout.name else {}
     there |= {file: file for file in files}
-    folders = [
-        folder
-        for pattern in layout.folders
-        for folder in (sorted(path.relative_to(root).as_posix() for path in root.glob(pattern)) if pattern else [""])
-    ]
+    folders = _folders(root, layout)
 
     def place(name):
         for folder in folders:
