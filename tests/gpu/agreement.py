@@ -1,9 +1,9 @@
 """Does the GPU compute what the CPU computes? One step, whole trainings, a kill, predictions, maps, two processes.
 
 Every tolerance is derived on the CPU, in the same call, from the error of bf16: of one step against float64, of whole
-trainings (as they are, and from weights rounded at random by one unit) and of answers against fp32. On the GPU bf16 may be three
-times as far off. fp32 and fp16 may be as far off as bf16 is on the CPU; eight times less is expected, since fp16, and
-TF32, in which cuDNN convolves "fp32", have three more significant bits.
+trainings against fp32 (as they are, and from weights rounded at random by one unit), of answers against fp32. On the
+GPU bf16 may be three times as far off. fp32 and fp16 may be as far off as bf16 is on the CPU; eight times less is
+expected, since fp16, and TF32, in which cuDNN convolves "fp32", have three more significant bits.
 `python tests/gpu/agreement.py` is one child of these tests: a training that is killed, or one of two processes.
 """
 
