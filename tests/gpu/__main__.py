@@ -8,12 +8,14 @@ with its own time; what it has found by then is kept. Without a GPU, and with --
 import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 from datetime import date
 from importlib import import_module
 from pathlib import Path
+from shutil import which
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT / "tests"), str(ROOT)]
@@ -43,7 +45,7 @@ def machine():
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()[:1]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()[:1] if which(query[0]) else None
         found |= {"GPU": properties.name, "GPUs": torch.cuda.device_count(), "memory": properties.total_memory}
         found |= {"driver": driver, "CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
     return found
@@ -82,6 +84,20 @@ def judge(stages):
     return [dict(zip(("what", "wanted", "found", "met"), row, strict=True)) for row in rows]
 
 
+def run(words, seconds):
+    """How a stage ended; all its processes are stopped when its time is over."""
+    process = subprocess.Popen(words, start_new_session=True)
+    try:
+        code = process.wait(seconds)
+        return "whole" if code == 0 else f"exit {code}"
+    except subprocess.TimeoutExpired:
+        return f"out of time after {seconds:.0f} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def within(found):
     """All verdicts in a part, at any depth."""
     if "within" in found:
@@ -118,11 +134,7 @@ def main(arguments=None):
         left = min(STAGES[name][2], TOTAL - (time.monotonic() - start))
         words = [sys.executable, __file__, "--stage", name, "--to", str(options.to), "--inside"]
         began = time.monotonic()
-        try:
-            done = subprocess.run(words + ["--quick"] * quick, timeout=max(1, left) if not quick else None)
-            ended = "whole" if done.returncode == 0 else f"exit {done.returncode}"
-        except subprocess.TimeoutExpired:
-            ended = f"out of time after {left:.0f} s"
+        ended = run(words + ["--quick"] * quick, None if quick else max(1, left))
         found = m.read(options.to)
         found["stages"][name] |= {"ended": ended, "seconds": round(time.monotonic() - began, 1)}
         found["wanted"] = judge(found["stages"])

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -99,10 +100,12 @@ def throughput(stage, names=tuple(ENTRIES), rounds=ROUNDS):
                 found |= epoch_of_fit(course, precision, kept=False)
                 found["images per second"] = round(images / found["seconds with checkpoint"], 1)
             for peer, (run, workers, most) in peers.items():
-                library = {"Lightning": "lightning", "HF Trainer": "transformers"}.get(peer.partition(",")[0])
-                if library and not find_spec(library):
+                library = {"Lightning": "lightning.pytorch", "HF Trainer": "transformers.trainer"}
+                library = library.get(peer.partition(",")[0], "torch")
+                if not find_spec(library.partition(".")[0]):
                     continue
                 with stage.part(f"{name}: {peer}, {precision}") as found:
+                    import_module(library)  # before the clock starts
                     few = course_of(stage, course.make, min(most, images), min(workers, 2) if stage.quick else workers)
                     found["images"] = len(few.data.train)
                     rate = found["images"] / timed(run, few, precision)
