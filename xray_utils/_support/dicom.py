@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 import stat
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,13 @@ from PIL import Image
 EXTENSIONS = (".dcm", ".dicom")
 MANY_ATTRIBUTES = 1 << 20  # bytes: a larger one is skipped until it is asked for
 LATERAL = {"LL", "RL", "LAT", "LATERAL"}
-DEFLATED = "1.2.840.10008.1.2.1.99"
 NO_PYDICOM = "DICOM needs pydicom (pip install pydicom)"
 
 
-def pydicom_or_none():
-    """The package pydicom, which need not be there."""
+def _pydicom():
+    """The package pydicom, or None: it need not be there."""
     try:
-        import pydicom
+        import pydicom.pixels
 
         return pydicom
     except ImportError:
@@ -45,13 +46,14 @@ def may_be_dicom(path):
 
 def header_of(path):
     """All attributes but the pixels. A deflated file is not read, since it may unpack to anything."""
-    pydicom = pydicom_or_none()
-    if pydicom is None:
-        raise OSError(f"{Path(path).name}: {NO_PYDICOM}.")
-    if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
-        raise OSError(
-            f"{Path(path).name}: deflated DICOM is not read; convert it: dcmconv +te old.dcm new.dcm (DCMTK)."
-        )
+    name = Path(path).name
+    if (pydicom := _pydicom()) is None:
+        raise OSError(f"{name}: {NO_PYDICOM}.")
+    if (
+        pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        == pydicom.uid.DeflatedExplicitVRLittleEndian
+    ):
+        raise OSError(f"{name}: deflated DICOM is not read; convert it: dcmconv +te old.dcm new.dcm (DCMTK).")
     return pydicom.dcmread(path, stop_before_pixels=True, defer_size=MANY_ATTRIBUTES)
 
 
@@ -63,13 +65,16 @@ def add_headers(root, rows):
     kept, left_out, found = [], [], {}
     for row in rows:
         if may_be_dicom(root / row["file"]):
-            try:
+            if _pydicom() is None:
+                left_out.append(NO_PYDICOM)
+                continue
+            views, patient = set(), ""
+            with suppress(Exception), warnings.catch_warnings():  # of broken bytes `audit_images` says why
+                warnings.simplefilter("ignore")
                 header = header_of(root / row["file"])
-                views = [str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or []]
-                views = {str(header.get("ViewPosition", "")).upper(), *" ".join(views).upper().split()}
+                codes = " ".join(str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or [])
+                views = {str(header.get("ViewPosition", "")).upper(), *codes.upper().split()}
                 patient = str(header.get("PatientID") or "").strip()
-            except Exception:  # whatever pydicom makes of broken bytes: `audit_images` says why it cannot be read
-                views, patient = set(), ""
             if views & LATERAL:
                 left_out.append("lateral view")
                 continue
@@ -108,12 +113,8 @@ def first_frame(path, header):
 
     Modality LUT, then the first VOI LUT or window; without one, the range that is used (but for padding).
     """
-    pixels, syntax = pydicom_or_none().pixels, header.file_meta.TransferSyntaxUID
-    try:
-        decodable = not syntax.is_compressed or pixels.get_decoder(syntax).is_available
-    except NotImplementedError:
-        decodable = False
-    if not decodable:
+    pixels, syntax = _pydicom().pixels, header.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not pixels.get_decoder(syntax).is_available:
         raise OSError(
             f"{Path(path).name}: its pixels are compressed ({syntax.name}), and no decoder is installed: pip install "
             "pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or pip install python-gdcm."
@@ -121,11 +122,7 @@ def first_frame(path, header):
     stored = pixels.pixel_array(path, index=0)
     if stored.ndim == 3:
         return Image.fromarray(stored)
-    lowest, strips = int(stored.min()), [slice(start, start + 64) for start in range(0, len(stored), 64)]
-    places = lambda strip: stored[strip].astype(np.int64) - lowest  # noqa: E731
-    count = int(stored.max()) - lowest + 1
-    used = sum(np.bincount(places(strip).ravel(), minlength=count) for strip in strips)
-    values = np.flatnonzero(used) + lowest  # each once: what becomes of it stands in a table
+    values = np.unique(stored).astype(int)  # each once: what becomes of it stands in a table
     padding = header.get("PixelPaddingValue")
     ends = sorted((padding, header.get("PixelPaddingRangeLimit", padding))) if isinstance(padding, int) else (1, 0)
     padded = (values >= ends[0]) & (values <= ends[1])
@@ -141,8 +138,6 @@ def first_frame(path, header):
         low, high = shown[~padded].min(initial=np.inf), shown[~padded].max(initial=-np.inf)
     levels = np.clip((np.asarray(shown) - low) / ((high - low) or 1), 0, 1)
     levels = 1 - levels if header.PhotometricInterpretation == "MONOCHROME1" else levels
-    table, grey = np.zeros(count, np.uint8), np.empty(stored.shape, np.uint8)
-    table[values - lowest] = (255 * np.where(padded, 0, levels)).round()
-    for strip in strips:
-        grey[strip] = table[places(strip)]
-    return Image.fromarray(grey)
+    table = np.zeros(1 << 16, np.uint8)
+    table[values % (1 << 16)] = (255 * np.where(padded, 0, levels)).round()
+    return Image.fromarray(table[stored.astype(np.uint16)])  # of a negative number the same rest

@@ -88,7 +88,7 @@ def classify(
     if isinstance(image, (str, os.PathLike)) and sample in Path(image).expanduser().resolve().parents:
         rows = find_images(sample)
         credit = credit_line(rows[rows.file.eq(Path(image).expanduser().resolve().relative_to(sample).as_posix())])
-    unlike = known and reasons_against(pixels, known, lung_fields(pixels[None]).trusted[0])
+    unlike = known and reasons_against(pixels, known, lung_fields(pixels[None].copy()).trusted[0])
     where = look(run.model, side)[0] if look else None
     answer = Classification(probabilities, pixels, where, run.name, credit, unlike)
     print(answer)
