@@ -110,6 +110,7 @@ REFUSED = {
     "no image": (dict(Rows=0), "a.dcm: there is no image"),
     "bomb": (dict(Rows=65535, Columns=65535), "a.dcm: 4294836225 pixels .65535x65535, DICOM. need"),
     "cut": (dict(Rows=31), "a.dcm: broken image"),
+    "window of one level": (dict(WindowCenter=0, WindowWidth=1), "a.dcm: the window in its header leaves one grey"),
     "window of width 0": (dict(WindowCenter=2000, WindowWidth=0), "a.dcm: broken image .*[Ww]indow"),
 }
 

@@ -137,6 +137,8 @@ def first_frame(path, header):
     else:
         low, high = shown[~padded].min(initial=np.inf), shown[~padded].max(initial=-np.inf)
     levels = np.clip((np.asarray(shown) - low) / ((high - low) or 1), 0, 1)
+    if len(values) > 1 and np.ptp(levels) == 0:  # such as the window of width 1 that some programs write for "none"
+        raise OSError(f"{Path(path).name}: the window in its header leaves one grey level. Export it as PNG.")
     levels = 1 - levels if header.PhotometricInterpretation == "MONOCHROME1" else levels
     table = np.zeros(1 << 16, np.uint8)
     table[values % (1 << 16)] = (255 * np.where(padded, 0, levels)).round()
