@@ -13,6 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 import xray_utils as xu
+from xray_utils._support.dicom import add_headers
 
 RAMP = np.linspace(100, 3900, 30 * 40).reshape(30, 40).astype(np.uint16)
 
@@ -109,6 +110,7 @@ REFUSED = {
     "no image": (dict(Rows=0), "a.dcm: there is no image"),
     "bomb": (dict(Rows=65535, Columns=65535), "a.dcm: 4294836225 pixels .65535x65535, DICOM. need"),
     "cut": (dict(Rows=31), "a.dcm: broken image"),
+    "window of one level": (dict(WindowCenter=0, WindowWidth=1), "a.dcm: the window in its header leaves one grey"),
     "window of width 0": (dict(WindowCenter=2000, WindowWidth=0), "a.dcm: broken image .*[Ww]indow"),
 }
 
@@ -189,3 +191,22 @@ def test_a_broken_header_is_a_row_with_a_reason(tmp_path):
     (root / "covid" / "none.dcm").write_bytes(b"no DICOM")
     problems = xu.audit_images(xu.find_images(root)).set_index("file").problem
     assert set(problems[problems.ne("")].index) == {"covid/cut.dcm", "covid/none.dcm"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_mutated_files_are_read_or_refused(tmp_path):
+    options = dict(RescaleSlope=1, WindowCenter=2000, WindowWidth=900, VOILUTSequence=lut(0, SQUARES, 8), PatientID="p")
+    whole, rng = write(tmp_path / "whole.dcm", **options).read_bytes(), np.random.default_rng(0)
+    path, read = tmp_path / "covid" / "a.dcm", 0
+    path.parent.mkdir()
+    for _ in range(200):
+        content = bytearray(whole)
+        for at in rng.integers(128, 900, size=rng.integers(1, 12)):
+            content[at] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(len(content))] if rng.random() < 0.2 else content)
+        add_headers(tmp_path, [{"file": "covid/a.dcm", "patient": None}])
+        try:
+            read += xu.read_image(path).mode == "RGB"
+        except (OSError, ValueError) as error:
+            assert str(error).startswith("a.dcm: "), error
+    assert 10 < read < 190

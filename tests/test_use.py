@@ -17,12 +17,12 @@ import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
 from matplotlib.text import Text
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import save
 from test_arguments import HISTORY, PREDICTIONS, make_images
 
 import xray_utils as xu
-from xray_utils._support import runs
+from xray_utils._support import runs, typical
 from xray_utils.constants import PROBABILITIES
 from xray_utils.lab import use
 
@@ -133,6 +133,88 @@ def test_the_run_may_be_named(run, prepared):
     wanted = xu.classify(image, run).probabilities
     for name in ("named", folder, str(folder), xu.load_run("named")):
         pd.testing.assert_series_equal(xu.classify(image, name).probabilities, wanted)
+
+
+# ---------------------------------------------------------------- an image unlike the training images
+
+
+@pytest.fixture(scope="module")
+def sample_run(tmp_path_factory):
+    """A run that knows the images of the bundled sample, and one image of its test set."""
+    images = xu.audit_images(xu.find_images(xu.data_dir()))
+    folder = tmp_path_factory.mktemp("sample")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XRAY_OUTPUTS", str(folder))
+        data = xu.prepare(xu.split_images(images), size=64)
+    typical.save_typical(folder, data)
+    run = run_of(xu.baseline_cnn(seed=1), SimpleNamespace(data=data), folder)
+    (folder / typical.FILE).rename(run.folder / typical.FILE)
+    return run, Image.fromarray(data.test.take([0])[0])
+
+
+def scene(seed=0):
+    """What is no X-ray: discs on a grey ground."""
+    rng = np.random.default_rng(seed)
+    page = Image.new("L", (200, 200), 120)
+    for x, y, radius, grey in rng.integers(10, 190, (12, 4)).tolist():
+        ImageDraw.Draw(page).ellipse((x, y, x + radius // 2, y + radius // 2), fill=grey)
+    return page
+
+
+def noise(seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (200, 200), dtype=np.uint8))
+
+
+UNLIKE = {
+    "it is one": (lambda image: image, []),
+    "inverted": (ImageOps.invert, ["its grey levels look inverted"]),
+    "right": (lambda image: image.rotate(-90), ["it looks turned to the right"]),
+    "left": (lambda image: image.rotate(90), ["it looks turned to the left"]),
+    "upside down": (lambda image: image.rotate(180), ["it looks upside down"]),
+    "coloured": (lambda image: ImageOps.colorize(image.convert("L"), "black", "orange"), ["it is coloured"]),
+    "noise": (
+        lambda image: noise(),
+        ["no two lungs were found", "its brightness, contrast"],
+    ),
+    "scene": (
+        lambda image: scene(),
+        ["no two lungs were found", "its brightness, contrast or coarse structure differ"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_an_image_unlike_the_training_images_is_called_so(name, sample_run):
+    run, image = sample_run
+    change, reasons = UNLIKE[name]
+    answer = xu.classify(change(image), run, look=None)
+    assert len(answer.unlike) == len(reasons), answer.unlike
+    assert all(found.startswith(reason) for found, reason in zip(answer.unlike, reasons, strict=True))
+    warned = [
+        f"Unlike the training images: {', '.join(answer.unlike)}." in text for text in (answer.warning, str(answer))
+    ]
+    assert warned == [bool(reasons)] * 2 and "Not checked" not in answer.warning
+    shown = [text.get_text() for text in xu.plot_classification(answer).findobj(Text)]
+    assert any("Unlike the training images" in text for text in shown) == bool(reasons)
+
+
+def test_a_run_without_training_images_says_that_it_is_not_checked(run, sample_run):
+    answer = xu.classify(sample_run[1], run, look=None)
+    assert answer.unlike is None and "Not checked: is the image like the training images?" in str(answer)
+    (run.folder / typical.FILE).write_text("{")
+    with pytest.raises(ValueError, match="training_images.json is broken.*call fit again"):
+        xu.classify(sample_run[1], run, look=None)
+
+
+def test_fit_writes_what_the_training_images_look_like():
+    data = xu.prepare(xu.split_images(xu.audit_images(xu.find_images(xu.data_dir()))), size=32)
+    fit = lambda: xu.fit(xu.baseline_cnn(), data, "typical", epochs=1)  # noqa: E731
+    path = fit().folder / typical.FILE
+    written = path.read_bytes()
+    known = json.loads(written)
+    assert known["images"] == (~data.train.rows.mirrored).sum() + len(data.val)
+    path.unlink()
+    assert fit().folder == path.parent and path.read_bytes() == written  # a finished run gets it too
 
 
 # ---------------------------------------------------------------- the form

@@ -18,7 +18,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"
 OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # images, not read
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # told by content; Pillow would hand an EPS to Ghostscript
 MAX_BYTES = 680_000_000  # while an image becomes RGB, and of all that do so at a time
-BYTES = {"1": 6, "L": 6, "P": 6, "I;16": 10, "I;16B": 10, "RGB": 12, "DICOM": 10, "DICOM RGB": 34}  # a pixel; else 17
+BYTES = {"1": 6, "L": 6, "P": 6, "I;16": 10, "I;16B": 10, "RGB": 12, "DICOM": 13, "DICOM RGB": 34}  # a pixel; else 17
 SHRINK = "Make it smaller: magick large.png -resize 4000x4000 small.png (ImageMagick)."
 
 

@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 import stat
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,13 @@ from PIL import Image
 EXTENSIONS = (".dcm", ".dicom")
 MANY_ATTRIBUTES = 1 << 20  # bytes: a larger one is skipped until it is asked for
 LATERAL = {"LL", "RL", "LAT", "LATERAL"}
-DEFLATED = "1.2.840.10008.1.2.1.99"
 NO_PYDICOM = "DICOM needs pydicom (pip install pydicom)"
 
 
-def pydicom_or_none():
-    """The package pydicom, which need not be there."""
+def _pydicom():
+    """The package pydicom, or None: it need not be there."""
     try:
-        import pydicom
+        import pydicom.pixels
 
         return pydicom
     except ImportError:
@@ -45,13 +46,14 @@ def may_be_dicom(path):
 
 def header_of(path):
     """All attributes but the pixels. A deflated file is not read, since it may unpack to anything."""
-    pydicom = pydicom_or_none()
-    if pydicom is None:
-        raise OSError(f"{Path(path).name}: {NO_PYDICOM}.")
-    if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
-        raise OSError(
-            f"{Path(path).name}: deflated DICOM is not read; convert it: dcmconv +te old.dcm new.dcm (DCMTK)."
-        )
+    name = Path(path).name
+    if (pydicom := _pydicom()) is None:
+        raise OSError(f"{name}: {NO_PYDICOM}.")
+    if (
+        pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        == pydicom.uid.DeflatedExplicitVRLittleEndian
+    ):
+        raise OSError(f"{name}: deflated DICOM is not read; convert it: dcmconv +te old.dcm new.dcm (DCMTK).")
     return pydicom.dcmread(path, stop_before_pixels=True, defer_size=MANY_ATTRIBUTES)
 
 
@@ -60,28 +62,32 @@ def add_headers(root, rows):
 
     Of the PatientID, which is personal data, only a digest is kept, and nothing else of the header.
     """
-    lateral, found = [], {}
+    lateral, unread, found = [], [], {}
     for file, patient in rows[["file", "patient"]].itertuples(index=False) if len(rows) else ():
-        if may_be_dicom(root / file):
-            try:
-                header = header_of(root / file)
-                views = [str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or []]
-                views = {str(header.get("ViewPosition", "")).upper(), *" ".join(views).upper().split()}
-                number = str(header.get("PatientID") or "").strip()
-            except Exception:  # whatever pydicom makes of broken bytes: `audit_images` says why it cannot be read
-                views, number = set(), ""
-            if views & LATERAL:
-                lateral.append(file)
-            elif not isinstance(patient, str):
-                found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
+        if not may_be_dicom(root / file):
+            continue
+        if _pydicom() is None:
+            unread.append(file)
+            continue
+        views, number = set(), ""
+        with suppress(Exception), warnings.catch_warnings():  # of broken bytes `audit_images` says why
+            warnings.simplefilter("ignore")
+            header = header_of(root / file)
+            codes = " ".join(str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or [])
+            views = {str(header.get("ViewPosition", "")).upper(), *codes.upper().split()}
+            number = str(header.get("PatientID") or "").strip()
+        if views & LATERAL:
+            lateral.append(file)
+        elif not isinstance(patient, str):
+            found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
     if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # what programs that remove names leave behind
         print(f"All {len(found)} DICOM files have the same PatientID or none, so it is not used. If they are of one")
         print("patient, say so in a manifest.csv, column patient_id.")
         found = {}
-    if lateral or found:
-        rows = rows[~rows.file.isin(lateral)].reset_index(drop=True)
+    if lateral or unread or found:
+        rows = rows[~rows.file.isin(lateral + unread)].reset_index(drop=True)
         rows["patient"] = rows.patient.where(rows.patient.notna(), rows.file.map(found))
-    return rows, {"lateral view": len(lateral)}
+    return rows, {"lateral view": len(lateral), NO_PYDICOM: len(unread)}
 
 
 def mode_and_size(path, header):
@@ -109,12 +115,8 @@ def first_frame(path, header):
 
     Modality LUT, then the first VOI LUT or window; without one, the range that is used (but for padding).
     """
-    pixels, syntax = pydicom_or_none().pixels, header.file_meta.TransferSyntaxUID
-    try:
-        decodable = not syntax.is_compressed or pixels.get_decoder(syntax).is_available
-    except NotImplementedError:
-        decodable = False
-    if not decodable:
+    pixels, syntax = _pydicom().pixels, header.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not pixels.get_decoder(syntax).is_available:
         raise OSError(
             f"{Path(path).name}: its pixels are compressed ({syntax.name}), and no decoder is installed: pip install "
             "pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or pip install python-gdcm."
@@ -122,11 +124,7 @@ def first_frame(path, header):
     stored = pixels.pixel_array(path, index=0)
     if stored.ndim == 3:
         return Image.fromarray(stored)
-    lowest, strips = int(stored.min()), [slice(start, start + 64) for start in range(0, len(stored), 64)]
-    places = lambda strip: stored[strip].astype(np.int64) - lowest  # noqa: E731
-    count = int(stored.max()) - lowest + 1
-    used = sum(np.bincount(places(strip).ravel(), minlength=count) for strip in strips)
-    values = np.flatnonzero(used) + lowest  # each once: what becomes of it stands in a table
+    values = np.unique(stored).astype(int)  # each once: what becomes of it stands in a table
     padding = header.get("PixelPaddingValue")
     ends = sorted((padding, header.get("PixelPaddingRangeLimit", padding))) if isinstance(padding, int) else (1, 0)
     padded = (values >= ends[0]) & (values <= ends[1])
@@ -141,9 +139,9 @@ def first_frame(path, header):
     else:
         low, high = shown[~padded].min(initial=np.inf), shown[~padded].max(initial=-np.inf)
     levels = np.clip((np.asarray(shown) - low) / ((high - low) or 1), 0, 1)
+    if len(values) > 1 and np.ptp(levels) == 0:  # such as the window of width 1 that some programs write for "none"
+        raise OSError(f"{Path(path).name}: the window in its header leaves one grey level. Export it as PNG.")
     levels = 1 - levels if header.PhotometricInterpretation == "MONOCHROME1" else levels
-    table, grey = np.zeros(count, np.uint8), np.empty(stored.shape, np.uint8)
-    table[values - lowest] = (255 * np.where(padded, 0, levels)).round()
-    for strip in strips:
-        grey[strip] = table[places(strip)]
-    return Image.fromarray(grey)
+    table = np.zeros(1 << 16, np.uint8)
+    table[values % (1 << 16)] = (255 * np.where(padded, 0, levels)).round()
+    return Image.fromarray(table[stored.astype(np.uint16)])  # of a negative number the same rest

@@ -127,8 +127,6 @@ def image_files(root):
                 file = Path(folder, name).relative_to(root)
                 if any(part.startswith(".") or part == "__MACOSX" for part in file.parts):
                     hidden.append("hidden")
-                elif scan and dicom.pydicom_or_none() is None:
-                    hidden.append(dicom.NO_PYDICOM)
                 elif name.lower().endswith(OTHER_EXTENSIONS):
                     hidden.append(f"{file.suffix.lower()} (export as PNG)")
                 elif re.search(UNPRINTABLE, str(file)):

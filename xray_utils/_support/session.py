@@ -21,6 +21,7 @@ from .device import _part, accelerator_of, choose_precision, synchronised
 from .files import progress, whole_file
 from .memory import channels_first_for_few, memory_for, pixels_of
 from .runs import _config, _kept, _resume, _run_folder, _save
+from .typical import save_typical
 
 SCHEDULES = ("plateau", "cosine", "constant")
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -59,6 +60,8 @@ class Session:
         self.data, self.name, self.settings = data, name, settings
         config = _config(model, data, name, settings)
         self.folder, shorter = _run_folder(name, config, write=accelerator.is_main_process)
+        if accelerator.is_main_process:
+            save_typical(self.folder, data)
         self.finished = (self.folder / "finished.json").is_file()
         self.result = copy.deepcopy(model)  # the caller's keeps its first weights: the same call finds this run again
         if self.finished:

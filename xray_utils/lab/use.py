@@ -21,12 +21,14 @@ from .._support.decode import SHRINK, _to_rgb, bytes_needed
 from .._support.files import _folder_beside, _writing_to
 from .._support.paths import outputs_dir, repository_dir
 from .._support.runs import Run, load_run
+from .._support.typical import FILE, load_typical, reasons_against
 from ..comparison import metrics_table
 from ..constants import CLASSES, PROBABILITIES
 from ..images import credit_line, find_images, read_image, resize
 from ..prepared import Split
 from ..training import predict
 from .figures import plot_classification
+from .lungs import lung_fields
 from .saliency import saliency_maps
 
 EXPORTED = ("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "baseline_cnn.py")
@@ -37,7 +39,8 @@ class Classification:
     """Prediction for one X-ray.
 
     probabilities: by class. pixels: the prepared image, uint8 [H, W, 3]. where: the saliency map, float [H, W] in
-    0..1, or None. credit: the attribution that the licence of a bundled image requires, or "".
+    0..1, or None. credit: the attribution that the licence of a bundled image requires, or "". unlike: reasons why the
+    image is unlike the training images, [] if there is none, None if the run does not know its training images.
     """
 
     probabilities: pd.Series
@@ -45,12 +48,17 @@ class Classification:
     where: np.ndarray | None
     run: str
     credit: str = ""
+    unlike: list | None = None
 
     @property
     def warning(self):
-        """That it is no diagnosis, and that it was trained on the small bundled sample, where it was."""
+        """That it is no diagnosis; whether the image is unlike the training images; if these were the small sample."""
         said = "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any image."
-        return said + (" It was trained on a sample of 228 X-rays." if OF_SAMPLE.search(self.run) else "")
+        said += " It was trained on a sample of 228 X-rays." if OF_SAMPLE.search(self.run) else ""
+        if self.unlike is None:
+            return f"{said}\nNot checked: is the image like the training images? This run has no {FILE}; fit writes it."
+        unlike = f"Unlike the training images: {', '.join(self.unlike)}. Do not trust these probabilities.\n"
+        return unlike * bool(self.unlike) + said
 
     def __str__(self):
         order = self.probabilities.sort_values(ascending=False)
@@ -62,6 +70,7 @@ def classify(
 ) -> Classification:
     """Classify one X-ray with the network of `run`; print the `Classification` with a warning (no diagnosis).
 
+    It says so when the image is unlike the training images: inverted, turned, coloured, no chest.
     image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
     folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
     Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError for a path or a run
@@ -69,6 +78,7 @@ def classify(
     """
     run = _run_of(run)
     _check_look(look)
+    known = load_typical(run.folder)
     pixels = resize(_rgb_of(image), run.config["data"]["size"])
     rows = pd.DataFrame({"file": ["image"], "label": [None], "group": ["image"], "mirrored": [False]})
     side = Split(rows, pixels[None], np.zeros(1, np.int64))
@@ -78,7 +88,9 @@ def classify(
     if isinstance(image, (str, os.PathLike)) and sample in Path(image).expanduser().resolve().parents:
         rows = find_images(sample)
         credit = credit_line(rows[rows.file.eq(Path(image).expanduser().resolve().relative_to(sample).as_posix())])
-    answer = Classification(probabilities, pixels, look(run.model, side)[0] if look else None, run.name, credit)
+    unlike = known and reasons_against(pixels, known, lung_fields(pixels[None].copy()).trusted[0])
+    where = look(run.model, side)[0] if look else None
+    answer = Classification(probabilities, pixels, where, run.name, credit, unlike)
     print(answer)
     return answer
 
