@@ -43,7 +43,7 @@ def write_run(model, data, wrong, ending=""):
         "network": {"network": model},
         "parameters": 1491,
         "data": data.settings | {"train_images": len(data.train), "test": data.test.fingerprint()},
-        "settings": {"optimizer": "adam", "lr": 0.001, "batch_size": 8},
+        "settings": {"optimizer": "adam", "lr": 5e-5, "batch_size": 8},
     }
     (folder / "config.json").write_text(json.dumps(config))
     losses = {f"{side}_loss": [1.0, 0.5, 0.7] for side in ("train", "val")}
@@ -117,6 +117,7 @@ def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
     assert "CNN de base, covid contra normal: AUC 0,99 interna, 0,44 externa" in titles
     assert page.count("Imagens próprias: 72. Divisão: grouped. Não é para uso clínico.") == len(titles)
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "A origem prevê a classe" in page
+    assert ">0,00005</td>" in page
     assert not re.search(r"\b0\.\d", re.sub("<.*?>", " ", page.split("<body>")[1])), "a decimal point"
     if BROWSER:
         assert len(re.findall(rb"/Type /Page\b(?!s)", pdf.read_bytes())) == len(titles)

@@ -5,6 +5,7 @@ import os
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 import xray_utils as xu
 from matplotlib.text import Text
@@ -63,10 +64,11 @@ class Talk:
         words.names |= self.names | {f"{model}_{self.ending}": name for model, name in self.names.items()}
         self.footer = words(f"footer.{self.kind}", images=len(self.images), protocol=protocol)
 
-    def add(self, name, kind=None, figure=None, size=WIDE, titles=False, table=None, seconds=40, **values):
-        """A slide with the texts kind.title, kind.words (if there are any) and kind.notes of strings.csv."""
-        kind, strings = kind or name, self.words.strings
-        words = self.words(f"{kind}.words", **values).split("\n") if f"{kind}.words" in strings else []
+    def add(self, name, kind=None, figure=None, size=WIDE, titles=False, table=None, words=None, seconds=40, **values):
+        """A slide with the texts kind.title, kind.words (if there are any, or another key) and kind.notes."""
+        kind = kind or name
+        key = words or f"{kind}.words"
+        words = self.words(key, **values).split("\n") if key in self.words.strings else []
         title, notes = self.words(f"{kind}.title", **values), self.words(f"{kind}.notes", **values)
         figure = None if figure is None else self._drawn(figure, size, titles)
         self.slides.append(Slide(name, title, notes, words, figure, size is SQUARE, table, seconds))
@@ -131,15 +133,22 @@ class Talk:
         self.add("preparation", figure=xu.plot_preparation(images, data, 5), size=HIGH, titles=True, **values)
         split = pd.concat([getattr(data, side).rows.assign(split=side) for side in ("train", "val", "test")])
         shared = set(data.train.rows.group) & set(data.test.rows.group)
-        values = {"shared": len(shared), "train": len(data.train), "test": len(data.test)}
-        self.add("split", "split_leak" if shared else "split", xu.plot_split({self.protocol: split}), **values)
+        copies = int(data.train.rows.mirrored.sum())
+        values = {"shared": len(shared), "train": len(data.train) - copies, "test": len(data.test), "copies": copies}
+        kind, words = "split_leak" if shared else "split", "mirrored.words" if copies else None
+        self.add("split", kind, xu.plot_split({self.protocol: split}), words=words, **values)
 
     def _add_training(self):
         rows, optimisers = {}, {"adam": "Adam", "adamw": "AdamW"}
         for model, result in self.results.items():
             used = result.config["settings"]
             row = [f"{result.config['parameters']:,}", optimisers.get(used["optimizer"], used["optimizer"])]
-            rows[self.names[model]] = [*row, f"{used['lr']:g}", used["batch_size"], len(result.history)]
+            rows[self.names[model]] = [
+                *row,
+                np.format_float_positional(used["lr"]),
+                used["batch_size"],
+                len(result.history),
+            ]
         most = max(result.config["parameters"] for result in self.results.values())
         self.add("training", table=self._table(rows, "training"), high=f"{most:,}")
 
