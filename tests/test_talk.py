@@ -111,7 +111,7 @@ def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
     assert 12 * 60 <= sum(slide.seconds for slide in made.slides) <= 15 * 60
     assert "CNN de base: 5 de 12 imagens de teste erradas" in titles
     assert "ResNet18: todas as 12 imagens de teste certas" in titles
-    assert "ResNet18, aumentada: ainda sem resultado" in titles and "04_resnet18.ipynb" in page
+    assert "ResNet18, com aumento: ainda sem resultado" in titles and "04_resnet18.ipynb" in page
     assert any("acurácia 0,583\u00a0[0," in title and "original informa 0,89" in title for title in titles)
     assert "Podemos confiar? Sem os pulmões, só a borda já chega a 0,87" in titles
     assert "CNN de base, covid contra normal: AUC 0,99 interna, 0,44 externa" in titles
@@ -190,7 +190,7 @@ def test_a_missing_text_is_named_and_a_third_language_is_a_column(tmp_path, monk
         ("normal and virus alone", "só normal e vírus"),
         ("Images: Kermany et al., CC BY 4.0", "Imagens: Kermany et al., CC BY 4.0"),
         ("256 x 210, L", "256 x 210, L"),
-        ("16 x 16, shuffled labels", "16 x 16, rótulos trocados"),
+        ("16 x 16, shuffled labels", "16 x 16, rótulos embaralhados"),
     ],
 )
 def test_texts_of_figures_in_portuguese(text, wanted):
@@ -226,3 +226,4 @@ def test_without_any_run_the_slides_say_what_to_run(monkeypatch):
     assert set(made_by) == {*xu.NOTEBOOKS, "comparison", "shortcut", "external"}
     assert all(re.search(rf"notebooks/{xu.NOTEBOOKS[name]}.ipynb", made_by[name]) for name in xu.NOTEBOOKS)
     assert slides["conclusions"].title.startswith("Conclusion: the test accuracy alone")
+    assert "The source may predict the class" in slides["limits"].table.index
