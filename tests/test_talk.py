@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from pptx import Presentation
 from test_slides import BROWSER, LOOK, SIZES, browser  # noqa: F401 (a fixture that holds here too)
 
@@ -171,6 +172,7 @@ def test_a_missing_text_is_named_and_a_third_language_is_a_column(tmp_path, monk
     monkeypatch.setattr(talk_words, "TABLE", tmp_path / "strings.csv")
     assert talk_words.languages() == ["en", "pt", "de"]
     words = talk_words.Words("de")
+    assert "IA 2.0 A, 1/2" in talk_words.Words("pt")("cover.words", group="Ana", course="IA 2.0 A", date="1/2")
     assert words("cover.title") == table.set_index("key").en["cover.title"]
     with pytest.raises(KeyError, match="'curves.title' is missing in the column 'de'"):
         words("curves.title", network="ViT", epoch=1, epochs=2)
@@ -209,6 +211,14 @@ def test_the_ticks_of_a_figure_are_translated_and_stay_where_they_were():
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels and all(re.fullmatch(r"0,\d+", label) for label in labels)
     assert figure.axes[0].get_xlabel() == "época"
+
+
+def test_the_ticks_that_panels_share_are_translated_once():
+    figure = Figure()
+    first, _ = figure.subplots(1, 2, sharey=True)
+    talk_words.Words("pt").translate(figure)
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in first.get_yticklabels()][:2] == ["0,0", "0,2"]
 
 
 def test_runs_of_other_images_are_refused(made, monkeypatch):
