@@ -259,6 +259,13 @@ def test_faults_are_seen(decks, browser):
     browser.errors.clear()
 
 
+def test_words_without_a_picture_are_as_large_as_the_slide_allows(decks, browser):
+    browser.open(decks[0].with_name("faulty.slides.html"), *SIZES[0])
+    sizes = [browser.run("Reveal.getCurrentSlide().style.fontSize") for _ in browser.slides()]
+    few, wide, many, *_, image = sizes[1:]
+    assert few == "46px" and wide == many == image == "", "neither torn, cut nor beside a picture"
+
+
 def test_reveal_js_is_the_one_of_its_package():
     """sha256 of the files of the npm package reveal.js 6.0.2."""
     files = {

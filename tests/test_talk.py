@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from pptx import Presentation
 from test_slides import BROWSER, LOOK, SIZES, browser  # noqa: F401 (a fixture that holds here too)
 
@@ -43,7 +44,7 @@ def write_run(model, data, wrong, ending=""):
         "network": {"network": model},
         "parameters": 1491,
         "data": data.settings | {"train_images": len(data.train), "test": data.test.fingerprint()},
-        "settings": {"optimizer": "adam", "lr": 0.001, "batch_size": 8},
+        "settings": {"optimizer": "adam", "lr": 5e-5, "batch_size": 8},
     }
     (folder / "config.json").write_text(json.dumps(config))
     losses = {f"{side}_loss": [1.0, 0.5, 0.7] for side in ("train", "val")}
@@ -111,12 +112,13 @@ def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
     assert 12 * 60 <= sum(slide.seconds for slide in made.slides) <= 15 * 60
     assert "CNN de base: 5 de 12 imagens de teste erradas" in titles
     assert "ResNet18: todas as 12 imagens de teste certas" in titles
-    assert "ResNet18, aumentada: ainda sem resultado" in titles and "04_resnet18.ipynb" in page
+    assert "ResNet18, com aumento: ainda sem resultado" in titles and "04_resnet18.ipynb" in page
     assert any("acurácia 0,583\u00a0[0," in title and "original informa 0,89" in title for title in titles)
     assert "Podemos confiar? Sem os pulmões, só a borda já chega a 0,87" in titles
     assert "CNN de base, covid contra normal: AUC 0,99 interna, 0,44 externa" in titles
     assert page.count("Imagens próprias: 72. Divisão: grouped. Não é para uso clínico.") == len(titles)
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "A origem prevê a classe" in page
+    assert ">0,00005</td>" in page
     assert not re.search(r"\b0\.\d", re.sub("<.*?>", " ", page.split("<body>")[1])), "a decimal point"
     if BROWSER:
         assert len(re.findall(rb"/Type /Page\b(?!s)", pdf.read_bytes())) == len(titles)
@@ -170,6 +172,7 @@ def test_a_missing_text_is_named_and_a_third_language_is_a_column(tmp_path, monk
     monkeypatch.setattr(talk_words, "TABLE", tmp_path / "strings.csv")
     assert talk_words.languages() == ["en", "pt", "de"]
     words = talk_words.Words("de")
+    assert "IA 2.0 A, 1/2" in talk_words.Words("pt")("cover.words", group="Ana", course="IA 2.0 A", date="1/2")
     assert words("cover.title") == table.set_index("key").en["cover.title"]
     with pytest.raises(KeyError, match="'curves.title' is missing in the column 'de'"):
         words("curves.title", network="ViT", epoch=1, epochs=2)
@@ -189,7 +192,7 @@ def test_a_missing_text_is_named_and_a_third_language_is_a_column(tmp_path, monk
         ("normal and virus alone", "só normal e vírus"),
         ("Images: Kermany et al., CC BY 4.0", "Imagens: Kermany et al., CC BY 4.0"),
         ("256 x 210, L", "256 x 210, L"),
-        ("16 x 16, shuffled labels", "16 x 16, rótulos trocados"),
+        ("16 x 16, shuffled labels", "16 x 16, rótulos embaralhados"),
     ],
 )
 def test_texts_of_figures_in_portuguese(text, wanted):
@@ -210,6 +213,14 @@ def test_the_ticks_of_a_figure_are_translated_and_stay_where_they_were():
     assert figure.axes[0].get_xlabel() == "época"
 
 
+def test_the_ticks_that_panels_share_are_translated_once():
+    figure = Figure()
+    first, _ = figure.subplots(1, 2, sharey=True)
+    talk_words.Words("pt").translate(figure)
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in first.get_yticklabels()][:2] == ["0,0", "0,2"]
+
+
 def test_runs_of_other_images_are_refused(made, monkeypatch):
     monkeypatch.setenv("XRAY_OUTPUTS", str(made.folder / "outputs"))  # own runs, but XRAY_DATA is the sample
     with pytest.raises(ValueError, match="baseline_cnn_grouped was tested on other images .* Set XRAY_DATA"):
@@ -225,3 +236,4 @@ def test_without_any_run_the_slides_say_what_to_run(monkeypatch):
     assert set(made_by) == {*xu.NOTEBOOKS, "comparison", "shortcut", "external"}
     assert all(re.search(rf"notebooks/{xu.NOTEBOOKS[name]}.ipynb", made_by[name]) for name in xu.NOTEBOOKS)
     assert slides["conclusions"].title.startswith("Conclusion: the test accuracy alone")
+    assert "The source may predict the class" in slides["limits"].table.index

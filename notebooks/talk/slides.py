@@ -5,6 +5,7 @@ import os
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 import xray_utils as xu
 from matplotlib.text import Text
@@ -63,13 +64,19 @@ class Talk:
         words.names |= self.names | {f"{model}_{self.ending}": name for model, name in self.names.items()}
         self.footer = words(f"footer.{self.kind}", images=len(self.images), protocol=protocol)
 
-    def add(self, name, kind=None, figure=None, size=WIDE, titles=False, table=None, seconds=40, **values):
-        """A slide with the texts kind.title, kind.words (if there are any) and kind.notes of strings.csv."""
-        kind, strings = kind or name, self.words.strings
-        words = self.words(f"{kind}.words", **values).split("\n") if f"{kind}.words" in strings else []
-        title, notes = self.words(f"{kind}.title", **values), self.words(f"{kind}.notes", **values)
+    def add(self, name, kind=None, figure=None, size=WIDE, titles=False, table=None, variants=(), seconds=40, **values):
+        """A slide with the texts kind.title, kind.words and kind.notes of strings.csv.
+
+        variants: endings of keys that go before these, as "leak" in split.title.leak.
+        """
+        title, words, notes = (self._text(kind or name, part, variants, values) for part in ("title", "words", "notes"))
         figure = None if figure is None else self._drawn(figure, size, titles)
-        self.slides.append(Slide(name, title, notes, words, figure, size is SQUARE, table, seconds))
+        self.slides.append(Slide(name, title, notes, words.splitlines(), figure, size is SQUARE, table, seconds))
+
+    def _text(self, kind, part, variants, values):
+        keys = [f"{kind}.{part}.{variant}" for variant in variants] + [f"{kind}.{part}"]
+        known = [key for key in keys if key in self.words.strings]
+        return "" if part == "words" and not known else self.words((known or keys)[0], **values)
 
     def missing(self, name, notebook, what):
         """A slide that says which notebook makes what is missing."""
@@ -124,22 +131,30 @@ class Talk:
         counts, heights = images.label.value_counts(), images[images.problem.eq("")].height
         values = {"label": self.words(f"figure.{counts.idxmax()}"), "share": f"{counts.max() / len(images):.0%}"}
         values |= {"images": len(images), "patients": images.group.nunique()}
-        kind = "balance_equal" if counts.nunique() == 1 else "balance"
-        self.add("balance", kind, xu.plot_class_balance(images), **values)
+        equal = ["equal"] * (counts.nunique() == 1)
+        self.add("balance", figure=xu.plot_class_balance(images), variants=equal, **values)
         values = {"low": heights.min(), "high": heights.max(), "size_of": data.settings["size"]}
-        self.add("examples", figure=xu.plot_examples(images, 6), size=HIGH, titles=True, **values)
+        equal = ["equal"] * (heights.nunique() == 1)
+        self.add("examples", figure=xu.plot_examples(images, 6), size=HIGH, titles=True, variants=equal, **values)
         self.add("preparation", figure=xu.plot_preparation(images, data, 5), size=HIGH, titles=True, **values)
         split = pd.concat([getattr(data, side).rows.assign(split=side) for side in ("train", "val", "test")])
         shared = set(data.train.rows.group) & set(data.test.rows.group)
-        values = {"shared": len(shared), "train": len(data.train), "test": len(data.test)}
-        self.add("split", "split_leak" if shared else "split", xu.plot_split({self.protocol: split}), **values)
+        copies = int(data.train.rows.mirrored.sum())
+        values = {"shared": len(shared), "train": len(data.train) - copies, "test": len(data.test), "copies": copies}
+        variants = ["leak"] * bool(shared) + ["mirrored"] * bool(copies)
+        self.add("split", figure=xu.plot_split({self.protocol: split}), variants=variants, **values)
 
     def _add_training(self):
         rows, optimisers = {}, {"adam": "Adam", "adamw": "AdamW"}
         for model, result in self.results.items():
             used = result.config["settings"]
             row = [f"{result.config['parameters']:,}", optimisers.get(used["optimizer"], used["optimizer"])]
-            rows[self.names[model]] = [*row, f"{used['lr']:g}", used["batch_size"], len(result.history)]
+            rows[self.names[model]] = [
+                *row,
+                np.format_float_positional(used["lr"]),
+                used["batch_size"],
+                len(result.history),
+            ]
         most = max(result.config["parameters"] for result in self.results.values())
         self.add("training", table=self._table(rows, "training"), high=f"{most:,}")
 
@@ -158,8 +173,8 @@ class Talk:
             pairs = wrong.groupby(["label", "predicted"]).size()
             pair = "\u00a0→\u00a0".join(words(f"figure.{label}") for label in pairs.idxmax())
             values |= {"pair": pair, "count": pairs.max()}
-        kind, figure = "confusion" if len(wrong) else "confusion_none", xu.plot_confusion_matrix(predictions)
-        self.add(f"{model}_confusion", kind, figure, SQUARE, **values)
+        figure, variants = xu.plot_confusion_matrix(predictions), [] if len(wrong) else ["none"]
+        self.add(f"{model}_confusion", "confusion", figure, SQUARE, variants=variants, **values)
         if model in ORIGINAL:
             with redirect_stdout(io.StringIO()):
                 both = xu.compare_with_original(predictions, model)
@@ -181,7 +196,14 @@ class Talk:
         first = tables.pop(best)
         gaps = [xu.compare_two(table, first)["difference_interval"] for table in tables.values()]
         chance = sum(gap is None or gap[0] <= 0 for gap in gaps)
-        values = {"network": self.names[best], "accuracy": accuracy.split()[0], "chance": chance, "others": len(gaps)}
+        top = self.results[best].metrics["accuracy"]
+        highest = [self.names[m] for m, result in self.results.items() if abs(result.metrics["accuracy"] - top) < 1e-9]
+        values = {
+            "network": " / ".join(highest),
+            "accuracy": accuracy.split()[0],
+            "chance": chance,
+            "others": len(gaps),
+        }
         named = {f"{model}_{self.ending}": result for model, result in self.results.items()}
         self.add("comparison", figure=xu.plot_comparison(xu.compare(named)), **values)
 
@@ -211,7 +233,8 @@ class Talk:
             found = bool(border.low > border.expected or metadata.low > metadata.expected)
             rows[words("conclusions.border")] = [self._with_interval(border)]
             values = {"score": f"{border.iloc[0]:.2f}", "chance": f"{border.expected:.2f}"}
-            self.add("shortcut", "shortcut" if found else "shortcut_none", xu.plot_experiments(baselines), **values)
+            variants = [] if found else ["none"]
+            self.add("shortcut", figure=xu.plot_experiments(baselines), variants=variants, **values)
         network = None if external.empty else external.network.iloc[0]
         if network not in self.results or "AUC external" not in experiments.index:
             self.missing("external", TRUST, words("what.external"))
@@ -224,10 +247,12 @@ class Talk:
                 row = experiments.loc[f"AUC {side}"]
                 values[side] = f"{row.score:.2f}"
                 rows[words(f"conclusions.{side}", network=self.names[network])] = [self._with_interval(row)]
-            kind = "external_one" if "nan" in values.values() else "external"
+            variants = ["one"] * ("nan" in values.values())
             figure = xu.plot_internal_external(self.results[network].predictions, external)
-            self.add("external", kind, figure, titles=True, **values)
-        self.add("conclusions", None if found else "conclusions_open", table=self._table(rows, "conclusions"))
-        limits = words("limits.rows", patients=self.data.test.rows.group.nunique()).split("\n")
+            self.add("external", figure=figure, titles=True, variants=variants, **values)
+        variants = [] if found else ["open"]
+        self.add("conclusions", table=self._table(rows, "conclusions"), variants=variants)
+        source = self._text("limits", "source", variants, {})
+        limits = words("limits.rows", source=source, patients=self.data.test.rows.group.nunique()).split("\n")
         rows = {name: [text] for name, text in (line.split("|") for line in limits)}
         self.add("limits", table=self._table(rows, "limits"))

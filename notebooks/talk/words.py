@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.text import Text
 
 TABLE = Path(__file__).with_name("strings.csv")
-NUMBER = r"(?<=\d)(?<!BY \d)[.,](?=\d)"  # not the version of a licence
+NUMBER = r"(?<=\d)[.,](?=\d)"
 # What stands for a placeholder in a text of a figure; for another name, any text
 PLACEHOLDERS = {"number": r"[-+]?[\d.,]+", "label": "covid|normal|virus", "mode": r"[A-Z;\d]+"}
 
@@ -32,7 +32,9 @@ class Words:
         """The text of a key, its placeholders filled in, its numbers in the manner of the language."""
         if not self.strings.get(key):
             raise KeyError(f"{TABLE.name}: the text {key!r} is missing in the column {self.language!r}; add it.")
-        text = self.strings[key].format(**{name: self.number(str(value)) for name, value in values.items()})
+        values = {name: str(value) for name, value in values.items()}  # a name or a licence may hold a number, too
+        values = {n: v if re.search(r"[^\W\d_]", v) else self.number(v) for n, v in values.items()}
+        text = self.strings[key].format(**values)
         return re.sub(r"(?<=\d) (?=\[)|(?<=\d,) (?=\d)", "\u00a0", text)  # no line break within an interval
 
     def number(self, text: str) -> str:

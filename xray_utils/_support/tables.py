@@ -171,7 +171,10 @@ def rows_of_table(root, layout, table, name, labels):
     rows["source"] = table.source.where(table.source.ne(""), layout.name or root.name)
     rows[optional] = table[optional].mask(table[optional].eq(""))
     rows = rows[kept].copy()
-    rows["patient"] = rows.patient.where(rows.patient.ne(""), rows.file.map(patient_of))
+    own_number = rows.patient.ne("")
+    if layout.name:  # patient 1 of one hospital is not patient 1 of another
+        rows["patient"] = f"{layout.name}:" + rows.patient
+    rows["patient"] = rows.patient.where(own_number, rows.file.map(patient_of))
     counted = Counter(hidden) + Counter(left_out[~kept])
     counted[f"not in {name}"] = len({file.as_posix() for file in files} - set(path))
     return rows, counted
