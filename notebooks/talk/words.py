@@ -39,7 +39,7 @@ class Words:
 
     def number(self, text: str) -> str:
         """Decimal points and thousands separators of the numbers in a text."""
-        marks = {".": self.strings["decimal"], ",": self.strings["thousands"]}
+        marks = {".": self("decimal"), ",": self("thousands")}
         return re.sub(NUMBER, lambda mark: marks[mark[0]], text)
 
     def of_figure(self, text: str) -> str:
