@@ -182,7 +182,7 @@ def test_actualmed_with_its_metadata(inside, tmp_path, capsys):
     images = xu.find_images(tmp_path)
     assert images.file.tolist() == ["images/CR.0.png", "images/CR.1.png", "images/CR.2.png"]
     assert images.label.tolist() == ["covid", "covid", "normal"]
-    assert images.patient.tolist() == images.group.tolist() == ["7", "7", "8"]
+    assert images.patient.tolist() == images.group.tolist() == ["actualmed:7", "actualmed:7", "actualmed:8"]
     assert images["view"].tolist() == ["PA", "AP", "PA"]
     assert left_out(capsys) == {"inconclusive": 1, "not in metadata.csv": 1}
 

@@ -5,6 +5,7 @@ import io
 import sys
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
@@ -204,7 +205,7 @@ def test_mutated_files_are_read_or_refused(tmp_path):
         for at in rng.integers(128, 900, size=rng.integers(1, 12)):
             content[at] = rng.integers(256)
         path.write_bytes(content[: rng.integers(len(content))] if rng.random() < 0.2 else content)
-        add_headers(tmp_path, [{"file": "covid/a.dcm", "patient": None}])
+        add_headers(tmp_path, pd.DataFrame({"file": ["covid/a.dcm"], "patient": [None]}))
         try:
             read += xu.read_image(path).mode == "RGB"
         except (OSError, ValueError) as error:
