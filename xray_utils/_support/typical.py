@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 from PIL import Image
-from sklearn.covariance import LedoitWolf
-from sklearn.model_selection import GroupKFold
 
 from .files import whole_file
 
@@ -44,6 +42,9 @@ def save_typical(folder, data):
     groups = [side.rows.group.iloc[i] for side, i in known]
     if (folder / FILE).is_file() or len(known) < LEAST or len(set(groups)) < 5:
         return
+    from sklearn.covariance import LedoitWolf  # slow to import
+    from sklearn.model_selection import GroupKFold
+
     images = [side.take(np.array([i])) for side, i in known]
     x, colour = np.vstack([_features(one) for one in images]), [_colour(one)[0] for one in images]
     distances = np.empty(len(x))
