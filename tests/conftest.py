@@ -10,6 +10,13 @@ os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it once, when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores
 
 
+def pytest_configure(config):
+    """No thread of tqdm's: it may hold the lock of all bars while a test forks, and the child would wait for ever."""
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0
+
+
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory):
     """A synthetic set, and a second hospital beside it, drawn once for all workers: where the truth must be known."""

@@ -25,6 +25,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
+from tqdm.std import tqdm
 
 import xray_utils as xu
 from xray_utils import prepared as prepared_module
@@ -118,6 +119,18 @@ def test_killed_and_started_again_it_comes_to_the_same_end():
     assert figures["runs_compared"] >= 2 and figures["bytes_compared"] > 5e6
     assert figures["bytes_lost"] == 0, figures
     assert figures["epochs_lost_to_one_kill_at_most"] <= 1 and figures["epochs_saved_twice"] == 0
+
+
+@needs_fork
+def test_a_process_killed_while_it_draws_a_bar_stops_no_other(monkeypatch):
+    monkeypatch.setattr(tqdm, "_lock", tqdm.get_lock())  # put back afterwards
+    kills.no_lock_across_forks()
+    if (child := os.fork()) == 0:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert tqdm.get_lock().acquire(timeout=1) and not tqdm.monitor_interval
+    tqdm.get_lock().release()
 
 
 def test_the_comparison_of_the_kills_sees_a_single_byte():

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from contextlib import contextmanager
@@ -267,11 +268,20 @@ def kill_prepares(kills, rng, base, figures):
             shutil.rmtree(base / "killed")
 
 
+def no_lock_across_forks():
+    """tqdm: no thread that watches, and a lock for each process; one killed with a lock held would stop all others."""
+    from tqdm.std import tqdm
+
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
+
+
 def main(kills, seed, epochs):
     import torch
 
     import xray_utils as xu
 
+    no_lock_across_forks()
     torch.set_num_threads(1)  # before any fork: no thread of the parent may be missed by its children
     xu.vit(weights=None), xu.resnet18()  # what they import is imported once
     start, rng = time.monotonic(), random.Random(seed)
