@@ -156,6 +156,17 @@ def test_every_slide_can_be_shown_and_says_little(language, made, browser):  # n
     assert not faults and not browser.errors, (faults, browser.errors)
 
 
+def test_a_slide_is_a_page_when_it_is_printed_from_the_browser(made, browser):  # noqa: F811
+    browser.open(made.folder / "pt" / "talk.slides.html", *SIZES[0], query="?print-pdf")
+    browser._wait(lambda: browser.run("document.querySelectorAll('.pdf-page').length"))
+    pages = browser.run(
+        "[...document.querySelectorAll('.pdf-page')].map(page => [page.querySelector('img')?.offsetHeight ?? 300,"
+        " page.querySelector('footer').getBoundingClientRect().bottom - page.getBoundingClientRect().top])"
+    )
+    assert len(pages) == len(made.slides)
+    assert all(image > 230 and 600 < footer < 760 for image, footer in pages), pages
+
+
 def test_every_text_is_there_in_every_language_with_the_same_values():
     with talk_words.TABLE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

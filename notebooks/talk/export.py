@@ -69,7 +69,7 @@ def write_pptx(slides, words, footer: str, path: Path) -> None:
     title.left, title.top, title.width, title.height = map(Inches, (0.4, 0.25, 12.5, 1.15))
     for number, (slide, notes) in enumerate(zip(slides, timed(slides, words), strict=True), 1):
         page = deck.slides.add_slide(layout)
-        _write(page.shapes.title.text_frame, [slide.title], 40 if slide.name == "cover" else 30, DARK, bold=True)
+        _write(page.shapes.title.text_frame, [slide.title], 40 if slide.name == "cover" else 28, DARK, bold=True)
         if slide.figure:
             _add_picture(page, slide)
         if slide.table is not None:
