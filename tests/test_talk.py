@@ -161,10 +161,11 @@ def test_a_slide_is_a_page_when_it_is_printed_from_the_browser(made, browser):  
     browser._wait(lambda: browser.run("document.querySelectorAll('.pdf-page').length"))
     pages = browser.run(
         "[...document.querySelectorAll('.pdf-page')].map(page => [page.querySelector('img')?.offsetHeight ?? 300,"
+        " page.querySelector('h1, h2').offsetWidth,"
         " page.querySelector('footer').getBoundingClientRect().bottom - page.getBoundingClientRect().top])"
     )
     assert len(pages) == len(made.slides)
-    assert all(image > 230 and 600 < footer < 760 for image, footer in pages), pages
+    assert all(image > 230 and title > 1100 and 600 < footer < 760 for image, title, footer in pages), pages
 
 
 def test_every_text_is_there_in_every_language_with_the_same_values():
