@@ -266,6 +266,21 @@ def test_words_without_a_picture_are_as_large_as_the_slide_allows(decks, browser
     assert few == "46px" and wide == many == image == "", "neither torn, cut nor beside a picture"
 
 
+def test_words_stand_beside_a_long_table(decks, browser):
+    browser.open(decks[2], *SIZES[0])
+    sides = (
+        "(slide => [slide.querySelector('.words').getBoundingClientRect().right,"
+        " slide.querySelector('table').getBoundingClientRect().left, parseFloat(slide.style.fontSize)])"
+        "(Reveal.getCurrentSlide())"
+    )
+    titles = {
+        browser.run("Reveal.getCurrentSlide().querySelector('h1, h2').textContent"): at for at in browser.slides()
+    }
+    browser.run(f"Reveal.slide({titles['The test, once'][0]}, 0)")
+    right, left, size = browser.run(sides)
+    assert right < left and size > 30
+
+
 def test_reveal_js_is_the_one_of_its_package():
     """sha256 of the files of the npm package reveal.js 6.0.2."""
     files = {

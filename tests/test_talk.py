@@ -102,7 +102,7 @@ def made(tmp_path_factory):
 
 
 def titles_of(html):
-    return re.findall(r"<h2>(.*?)</h2>", html.read_text(encoding="utf-8"))
+    return re.findall(r"<h[12]>(.*?)</h[12]>", html.read_text(encoding="utf-8"))
 
 
 def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
@@ -127,6 +127,10 @@ def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
     assert all("Tempo: 0:" in slide.notes_slide.notes_text_frame.text for slide in deck.slides)
     shapes = [shape for slide in deck.slides for shape in slide.shapes]
     assert sum(shape.has_table for shape in shapes) == page.count("<table") > 4
+    (report,) = (shape.table for shape in deck.slides[titles.index("ViT: 2 de 12 imagens de teste erradas") + 1].shapes
+                 if shape.has_table)  # fmt: skip
+    grey = [cell.text_frame.paragraphs[0].font.color.type is not None for cell in report.rows[1].cells]
+    assert grey == [False, False, True, False, True, False, True], "the original"
     pictures = [shape for shape in shapes if shape.shape_type == 13]
     assert len(pictures) == page.count("<img") > 8
     for shape in shapes:
@@ -150,6 +154,18 @@ def test_every_slide_can_be_shown_and_says_little(language, made, browser):  # n
             if look["faults"] or len(words) > 30 or shown != 1:
                 faults[(width, *place, look["title"])] = look["faults"], len(words), shown
     assert not faults and not browser.errors, (faults, browser.errors)
+
+
+def test_a_slide_is_a_page_when_it_is_printed_from_the_browser(made, browser):  # noqa: F811
+    browser.open(made.folder / "pt" / "talk.slides.html", *SIZES[0], query="?print-pdf")
+    browser._wait(lambda: browser.run("document.querySelectorAll('.pdf-page').length"))
+    pages = browser.run(
+        "[...document.querySelectorAll('.pdf-page')].map(page => [page.querySelector('img')?.offsetHeight ?? 300,"
+        " page.querySelector('h1, h2').offsetWidth,"
+        " page.querySelector('footer').getBoundingClientRect().bottom - page.getBoundingClientRect().top])"
+    )
+    assert len(pages) == len(made.slides)
+    assert all(image > 230 and title > 1100 and 600 < footer < 760 for image, title, footer in pages), pages
 
 
 def test_every_text_is_there_in_every_language_with_the_same_values():
@@ -219,6 +235,37 @@ def test_the_ticks_that_panels_share_are_translated_once():
     talk_words.Words("pt").translate(figure)
     figure.draw_without_rendering()
     assert [label.get_text() for label in first.get_yticklabels()][:2] == ["0,0", "0,2"]
+
+
+@pytest.mark.parametrize(
+    ("border", "metadata", "title", "first_row"),
+    [
+        (0.87, 0.9, "Without the lungs, the border alone reaches 0.87", "Border of the image alone"),
+        (0.35, 0.9, "Without any pixel, the data of the file reach 0.90", "Data of the file alone"),
+        (0.35, 0.3, "The border alone reaches 0.35, about chance", "Border of the image alone"),
+    ],
+)
+def test_the_title_names_what_predicts_the_class(border, metadata, title, first_row, monkeypatch):
+    table = pd.DataFrame({"balanced accuracy": [metadata, border]}, ["metadata only", "only the border"])
+    table = table.assign(images=228, low=table.iloc[:, 0] - 0.1, high=table.iloc[:, 0] + 0.1, expected=1 / 3)
+    saved = {"without_the_lungs": table}
+    monkeypatch.setattr(talk_slides.Talk, "_saved", lambda talk, name: saved.get(name, pd.DataFrame()))
+    monkeypatch.setattr(talk_slides.Talk, "_drawn", lambda *one: b"")
+    talk = talk_slides.Talk(talk_words.Words("en"))
+    talk._add_trust()
+    slides = {slide.name: slide for slide in talk.slides}
+    assert slides["shortcut"].title.endswith(title)
+    assert slides["conclusions"].table.index[0].startswith(first_row)
+
+
+def test_one_network_alone_is_compared_with_none(made, monkeypatch):
+    monkeypatch.setenv("XRAY_DATA", str(made.folder / "images"))
+    monkeypatch.setenv("XRAY_OUTPUTS", str(made.folder / "outputs"))
+    monkeypatch.setattr(talk_slides.Talk, "_drawn", lambda *one: b"")
+    talk = talk_slides.Talk(talk_words.Words("en"))
+    talk.results = {"vit": talk.results["vit"]}
+    talk._add_comparison()
+    assert talk.slides[0].title == "ViT: accuracy 0.833. No other network has a result yet"
 
 
 def test_runs_of_other_images_are_refused(made, monkeypatch):

@@ -69,11 +69,11 @@ def write_pptx(slides, words, footer: str, path: Path) -> None:
     title.left, title.top, title.width, title.height = map(Inches, (0.4, 0.25, 12.5, 1.15))
     for number, (slide, notes) in enumerate(zip(slides, timed(slides, words), strict=True), 1):
         page = deck.slides.add_slide(layout)
-        _write(page.shapes.title.text_frame, [slide.title], 40 if slide.name == "cover" else 30, DARK, bold=True)
+        _write(page.shapes.title.text_frame, [slide.title], 40 if slide.name == "cover" else 28, DARK, bold=True)
         if slide.figure:
             _add_picture(page, slide)
         if slide.table is not None:
-            _add_table(page, slide.table)
+            _add_table(page, slide)
         place = (7.2, 2.6, 5.7, 3) if slide.square else (0.4, 6.3, 12.5, 0.6)
         _write(page.shapes.add_textbox(*map(Inches, place)).text_frame, slide.words, 26 if slide.square else 20)
         box = page.shapes.add_textbox(*map(Inches, (0.4, 6.95, 12.5, 0.4)))
@@ -102,8 +102,9 @@ def _add_picture(page, slide):
     picture._element.nvPicPr.cNvPr.set("descr", slide.title)
 
 
-def _add_table(page, table):
-    """A real table, its numbers to the right."""
+def _add_table(page, slide):
+    """A real table, its numbers to the right; in a report every second column is grey: the original."""
+    table, report = slide.table, slide.name.endswith("_report")
     rows = [[table.index.name, *table.columns], *table.reset_index().to_numpy()]
     place = map(Inches, (0.4, 1.6, 12.5, 0.75 * len(rows)))
     cells, many = page.shapes.add_table(len(rows), len(rows[0]), *place).table, len(rows[0]) > 2
@@ -113,5 +114,6 @@ def _add_table(page, table):
     for i, row in enumerate(rows):
         for j, text in enumerate(row):
             cell, align = cells.cell(i, j), PP_ALIGN.RIGHT if many and j else PP_ALIGN.LEFT
-            _write(cell.text_frame, [text], 20 if many else 22, None if i else WHITE, not i, align)
+            colour = WHITE if not i else GREY if report and j and not j % 2 else None
+            _write(cell.text_frame, [text], 20 if many else 22, colour, not i, align)
             cell.vertical_anchor = MSO_ANCHOR.MIDDLE

@@ -205,7 +205,8 @@ class Talk:
             "others": len(gaps),
         }
         named = {f"{model}_{self.ending}": result for model, result in self.results.items()}
-        self.add("comparison", figure=xu.plot_comparison(xu.compare(named)), **values)
+        variants = [] if gaps else ["single"]
+        self.add("comparison", figure=xu.plot_comparison(xu.compare(named)), variants=variants, **values)
 
     def _saved(self, name):
         """A table of notebook 7, empty if it is not there."""
@@ -229,11 +230,13 @@ class Talk:
         if baselines.empty:
             self.missing("shortcut", TRUST, words("what.shortcut"))
         else:
-            border, metadata = baselines.loc["only the border"], baselines.loc["metadata only"]
-            found = bool(border.low > border.expected or metadata.low > metadata.expected)
-            rows[words("conclusions.border")] = [self._with_interval(border)]
-            values = {"score": f"{border.iloc[0]:.2f}", "chance": f"{border.expected:.2f}"}
-            variants = [] if found else ["none"]
+            above = baselines[baselines.low > baselines.expected].index
+            what = "metadata" if "metadata only" in above and "only the border" not in above else "border"
+            row = baselines.loc[{"metadata": "metadata only", "border": "only the border"}[what]]
+            found = row.name in above
+            rows[words(f"conclusions.{what}")] = [self._with_interval(row)]
+            values = {"score": f"{row.iloc[0]:.2f}", "chance": f"{row.expected:.2f}"}
+            variants = [what] if found else ["none"]
             self.add("shortcut", figure=xu.plot_experiments(baselines), variants=variants, **values)
         network = None if external.empty else external.network.iloc[0]
         if network not in self.results or "AUC external" not in experiments.index:
