@@ -237,7 +237,8 @@ def make_missing_runs(names: list, labels: dict | None = None) -> None:
     """Execute the notebook of each run that is not there yet (its protocol is the default one); say which.
 
     labels: the parameter of that name, as in `find_images`.
-    Raises ValueError, before anything is executed, for a name that no notebook makes.
+    Raises ValueError, before anything is executed, for a name that no notebook makes; RuntimeError if a run is still
+    missing after its notebook.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -256,6 +257,8 @@ def make_missing_runs(names: list, labels: dict | None = None) -> None:
         (at,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
         cells.insert(at + 1, nbformat.v4.new_code_cell(f"labels = {labels or {}!r}"))
         NotebookClient(content, resources={"metadata": {"path": notebook.parent}}).execute()
+        if not (outputs_dir("runs", name) / "metrics.json").is_file():
+            raise RuntimeError(f"names: notebooks/{notebook.name} did not make {name!r}; correct NOTEBOOKS.")
 
 
 def _model_of(name):

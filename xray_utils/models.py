@@ -227,21 +227,25 @@ def vit(
     return _finish(model.float(), spec, statistics)
 
 
-NETWORKS = ("baseline_cnn", "resnet18", "vit")  # those of the course, which `build` knows
+def _vit_of_spec(spec):
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.ViTForImageClassification(transformers.ViTConfig.from_dict(spec["config"]))
+    model.vit.requires_grad_(not spec["freeze"])
+    return model
+
+
+NETWORKS = {  # the networks of the course, and how `build` makes each from its `spec`
+    "baseline_cnn": lambda spec: baseline_cnn(num_classes=spec["num_classes"]),
+    "resnet18": lambda spec: resnet18(num_classes=spec["num_classes"]),
+    "vit": _vit_of_spec,
+}
 
 
 def build(spec, input_mean, input_std):
     """A network from the `spec` of another (as in a run's config.json), with random weights."""
-    if spec["network"] == "vit":
-        import transformers
-
-        config = transformers.ViTConfig.from_dict(spec["config"])
-        with torch.random.fork_rng(devices=[]):
-            model = transformers.ViTForImageClassification(config)
-        model.vit.requires_grad_(not spec["freeze"])
-    else:
-        model = {"baseline_cnn": baseline_cnn, "resnet18": resnet18}[spec["network"]](num_classes=spec["num_classes"])
-    return _finish(model, spec, (input_mean, input_std))
+    return _finish(NETWORKS[spec["network"]](spec), spec, (input_mean, input_std))
 
 
 def logits_of(model, images):
