@@ -172,21 +172,6 @@ def test_patient_comes_from_known_file_names_only(tmp_path):
     assert images.patient.isna().to_dict()["covid/a.png"]
 
 
-@pytest.mark.parametrize("inside", ["", "Actualmed-COVID-chestxray-dataset-master"])
-def test_actualmed_with_its_metadata(inside, tmp_path, capsys):
-    root = draw_tree(tmp_path / inside, [f"images/CR.{i}.png" for i in range(5)])
-    (root / "metadata.csv").write_text(
-        "imagename,patientid,view,modality,finding\nCR.0.png,7,PA,CR,COVID-19\nCR.1.png,7,AP,CR,COVID-19\n"
-        "CR.2.png,8,PA,DX,No finding\nCR.3.png,9,PA,DX,\n"
-    )
-    images = xu.find_images(tmp_path)
-    assert images.file.tolist() == ["images/CR.0.png", "images/CR.1.png", "images/CR.2.png"]
-    assert images.label.tolist() == ["covid", "covid", "normal"]
-    assert images.patient.tolist() == images.group.tolist() == ["actualmed:7", "actualmed:7", "actualmed:8"]
-    assert images["view"].tolist() == ["PA", "AP", "PA"]
-    assert left_out(capsys) == {"inconclusive": 1, "not in metadata.csv": 1}
-
-
 def write_manifest(root, text):
     """Draw a.png to d.png and write the manifest."""
     draw_tree(root, ["a.png", "sub/b.png", "images/c.png", "d.png"])
@@ -347,7 +332,7 @@ def test_download_from_github_is_pinned_and_unpacked(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url) or archive)
     folder = xu.download_images("actualmed", tmp_path / "data" / "external")
-    assert asked == [f"{PAGES['actualmed']}/archive/{datasets.ACTUALMED_COMMIT}.zip"]
+    assert asked == [f"{PAGES['actualmed']}/archive/{datasets.SOURCES['actualmed'][2]}.zip"]
     assert xu.find_images(folder).file.tolist() == ["images/a.png", "images/b.png"]
     assert list(folder.parent.iterdir()) == [folder]
 

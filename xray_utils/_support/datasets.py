@@ -13,8 +13,6 @@ from .files import _folder_beside, _writing_to, image_files, whole_file
 from .names import UnknownClassError
 from .paths import CHOICE, SOURCES, _chosen, _is_there, data_dir, outputs_dir, repository_dir
 
-ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
-
 
 def download_images(source: str, folder: str | Path | None = None) -> Path:
     """Fetch a public set by its name in `SOURCES` into `folder` (default `data/xray`) and return the folder.
@@ -25,7 +23,7 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
     if folder is not None:
         check_path("folder", folder, "where to put the images, or None")
     check_choice("source", source, SOURCES)
-    kind, name = SOURCES[source]
+    kind, name, *commit = SOURCES[source]
     page = f"https://www.kaggle.com/datasets/{name}" if kind == "kaggle" else f"https://github.com/{name}"
     folder = Path(folder).expanduser() if folder else repository_dir() / "data" / "xray"
     with _to_be_filled(folder, source) as whole:
@@ -39,7 +37,7 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
                 shutil.copytree(cache, whole)
             else:
                 archive = whole.with_name("archive.zip")
-                with urllib.request.urlopen(f"{page}/archive/{ACTUALMED_COMMIT}.zip", timeout=60) as answer:
+                with urllib.request.urlopen(f"{page}/archive/{commit[0]}.zip", timeout=60) as answer:
                     with open(archive, "wb") as file:
                         shutil.copyfileobj(answer, file)
                 unpack(archive, whole)

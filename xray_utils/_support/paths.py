@@ -7,12 +7,15 @@ import pandas as pd
 
 from ..constants import CLASSES
 
-SOURCES = {  # public sets: where they are, under which name they are fetched, what their page is
+SOURCES = {  # public sets: the site, the name there and, of GitHub, the commit
     "covid-cxr": ("kaggle", "sid321axn/covid-cxr-image-dataset-research"),
     "radiography": ("kaggle", "tawsifurrahman/covid19-radiography-database"),
     "covid19-image": ("kaggle", "pranavraikokte/covid19-image-dataset"),
     "chest-xray-pneumonia": ("kaggle", "paultimothymooney/chest-xray-pneumonia"),
-    "actualmed": ("github", "agchung/Actualmed-COVID-chestxray-dataset"),
+    "actualmed": (
+        *("github", "agchung/Actualmed-COVID-chestxray-dataset"),
+        "27240dd8dec9454bc97f9f3c0c432ef434de2517",
+    ),
 }
 CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
 

@@ -22,9 +22,12 @@ class Layout:
 
     name: str  # the source of its images; "": the user's own table, in which each line must be right
     table: str  # a regular expression: the files that identify the set
-    columns: dict  # names in the table (lower case): file, label, patient, source, view, modality or licence
+    columns: dict  # {name in the table: file, label, patient, source, view, modality or licence}; case does not matter
     folders: tuple  # where its images are, with or without the extension that `file` gives; * stands for anything
     labels: dict = field(default_factory=dict)  # what labels mean, beyond `meaning`
+
+    def __post_init__(self):
+        object.__setattr__(self, "columns", {name.lower(): ours for name, ours in self.columns.items()})
 
 
 COHEN = {"finding": "label", "patientid": "patient", "view": "view", "modality": "modality", "license": "licence"}
