@@ -75,14 +75,14 @@ def add_controls(
     with threadpool_limits(1):  # the same bits on any number of cores
         for draw in range(draws):
             order = rng.permutation(addable)
-            asked = ~other_rows.group.isin(order[: max(counts)]).to_numpy()
+            evaluated = ~other_rows.group.isin(order[: max(counts)]).to_numpy()
             for count in counts:
                 chosen = other_rows.group.isin(order[:count]).to_numpy()
                 x, y = np.concatenate([known, others[chosen]]), [*rows.label, *other_rows.label[chosen]]
                 model = LogisticRegression(C=0.1, max_iter=1000)
                 model.fit(scaler.transform(x), y, np.repeat([1.0, weight], [len(known), chosen.sum()]))
-                p = pd.DataFrame(model.predict_proba(scaler.transform(others[asked])), columns=model.classes_)
-                table = other_rows.loc[asked, NEEDED].reset_index(drop=True)
+                p = pd.DataFrame(model.predict_proba(scaler.transform(others[evaluated])), columns=model.classes_)
+                table = other_rows.loc[evaluated, NEEDED].reset_index(drop=True)
                 table["predicted"] = p.idxmax(axis=1)
                 table[PROBABILITIES] = p.reindex(columns=[c[2:] for c in PROBABILITIES], fill_value=0.0).to_numpy()
                 answers.append(table.assign(added=count, draw=draw))
@@ -149,25 +149,25 @@ def load_external(
     return Split(external.assign(mirrored=False), pixels, np.arange(len(external)))
 
 
-def covid_vs_normal(predictions: pd.DataFrame, illness: str | None = "covid", within: bool = False) -> pd.DataFrame:
+def covid_vs_normal(predictions: pd.DataFrame, positive: str | None = "covid", within: bool = False) -> pd.DataFrame:
     """The covid and normal images of a predictions table, with probabilities of two classes: p / (p + p_normal).
 
     A network of three classes may call a covid image "virus"; the binary question uses the odds of two classes alone
-    (pairwise comparison: Hand & Till 2001). illness: whose probability is the positive one, "covid" or "virus"; None
+    (pairwise comparison: Hand & Till 2001). positive: the class whose probability is used, "covid" or "virus"; None
     leaves the probabilities as they are. within: keep only the sources that hold both classes, see `within_sources`;
     an AUC over several sources may measure how well the sources are separated.
     """
     check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
-    check_choice("illness", illness, ("covid", "virus", None))
+    check_choice("positive", positive, ("covid", "virus", None))
     check_flag("within", within)
     table = predictions[predictions.label.ne("virus")].copy()
     if within:
         check_predictions(predictions, needed=["source"])
         table = table[within_sources(table)]
-    if illness is None:
+    if positive is None:
         return table
-    ill, well = table[f"p_{illness}"], table.p_normal
-    table["p_covid"] = (ill / (ill + well).where(ill + well > 0)).fillna(0.5)
+    score, p_normal = table[f"p_{positive}"], table.p_normal
+    table["p_covid"] = (score / (score + p_normal).where(score + p_normal > 0)).fillna(0.5)
     table["p_normal"], table["p_virus"] = 1 - table.p_covid, 0.0
     table["predicted"] = np.where(table.p_covid > 0.5, "covid", "normal")
     return table
@@ -213,11 +213,11 @@ def features(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.n
     return torch.cat(found).numpy()
 
 
-def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
-    """Log-odds of pneumonia (any class but normal) for each row of the features `asked` [images, d].
+def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, others: np.ndarray) -> np.ndarray:
+    """Log-odds of pneumonia (any class but normal) for each row of the features `others` [images, d].
 
-    A logistic regression on the features `known` of the training `rows` that lie `within_sources`: the source cannot
-    help it.
+    A logistic regression on the features `known` of those training `rows` whose source holds normal and other images
+    (`within_sources`), so that the source does not give the class.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -226,11 +226,11 @@ def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, asked: np.ndarray) -
     within = within_sources(rows)
     known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
     d = known.shape[1]
-    asked = check_array("asked", asked, (None, d), f"as many features an image as known has, {d}")
+    others = check_array("others", others, (None, d), f"as many features an image as known has, {d}")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     with threadpool_limits(1):  # the same bits on any number of cores
         model.fit(known[within], rows.label.to_numpy()[within] != "normal")
-        return model.decision_function(asked)
+        return model.decision_function(others)
 
 
 def covid_auc(rows: pd.DataFrame, scores: np.ndarray) -> dict:
@@ -241,13 +241,14 @@ def covid_auc(rows: pd.DataFrame, scores: np.ndarray) -> dict:
     return compute_metrics(table[table.label.ne("virus")])
 
 
-def uncertainty(predictions: pd.DataFrame, ill: np.ndarray) -> np.ndarray:
-    """Uncertainty score of each prediction: high for covid on an image that looks normal by `pneumonia_scores`.
+def uncertainty(predictions: pd.DataFrame, pneumonia: np.ndarray) -> np.ndarray:
+    """Uncertainty score of each prediction: high for covid on an image with a low pneumonia score.
 
-    Other predictions get minus infinity. Abstain above a threshold, such as the 0.9 quantile on validation.
+    pneumonia: the `pneumonia_scores` of the images. Predictions other than covid get minus infinity. Abstain above a
+    threshold, such as the 0.9 quantile on validation.
     """
     check_predictions(predictions)
-    return np.where(predictions.predicted.eq("covid"), -_one_each("ill", ill, predictions), -np.inf)
+    return np.where(predictions.predicted.eq("covid"), -_one_each("pneumonia", pneumonia, predictions), -np.inf)
 
 
 def _one_each(argument, numbers, predictions):
