@@ -223,7 +223,7 @@ def test_a_missing_run_is_said_with_the_notebook_to_run(name, notebook, capsys):
 
 
 def test_a_run_of_no_model_of_the_course_is_refused():
-    with pytest.raises(ValueError, match="names: 'alexnet' is a run of no model"):
+    with pytest.raises(ValueError, match="names: 'alexnet' is not the run of a model"):
         xu.load_results(["alexnet"])
 
 
