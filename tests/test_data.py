@@ -843,7 +843,7 @@ def test_an_archive_that_has_not_wholly_arrived_is_not_taken_for_a_wrong_name(tm
     with zipfile.ZipFile(half, "w") as archive:
         archive.writestr("covid/a.png", b"x" * 1000)
     half.write_bytes(half.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"source: half.zip is no .zip file, or not all of it has arrived. Fetch it"):
+    with pytest.raises(ValueError, match=r"source: half.zip is no .zip file, or it is incomplete. Fetch it"):
         xu.use_images(half)
     with pytest.raises(ValueError, match="is no folder, no .zip file and no known set"):
         xu.use_images(tmp_path / "missing.zip")

@@ -375,7 +375,7 @@ def test_a_zip_with_a_password_says_so(tmp_path):
         ("a.7z", b"7z\xbc\xaf\x27\x1c", "a.7z is a 7-Zip archive"),
         ("a.zip", b"Rar!\x1a\x07\x01\x00", "a.zip is a RAR archive"),
         ("a.tar.gz", b"\x1f\x8b\x08\x00", "a.tar.gz is broken .*Fetch it again"),
-        ("a.zip", b"PK\x03\x04", "a.zip is no .zip file, or not all of it has arrived"),
+        ("a.zip", b"PK\x03\x04", "a.zip is no .zip file, or it is incomplete"),
     ],
 )
 def test_what_is_no_archive_to_read_is_named(name, start, words, tmp_path, monkeypatch):
