@@ -227,7 +227,7 @@ WRONG = {
     "split_images": [
         *images_rows(xu.split_images, "file", "label", "group"),
         ("images", "'group'", "no value", lambda t: xu.split_images(spoilt(t.images, group=None))),
-        ("images", "twice", "one row an image", lambda t: xu.split_images(pd.concat([t.images, t.images]))),
+        ("images", "repeated", "one row an image", lambda t: xu.split_images(pd.concat([t.images, t.images]))),
         ("protocol", "'random'", "'grouped', 'slides'", lambda t: xu.split_images(t.images, "random")),
         ("mirror", "'no'", "True or False", lambda t: xu.split_images(t.images, mirror="no")),
         *[

@@ -570,7 +570,7 @@ def test_an_audit_that_cannot_be_kept_says_so_and_is_given(tmp_path, capsys):
     xu.outputs_dir().mkdir()
     xu.outputs_dir("audited").write_text("no folder")
     assert xu.audit_images(xu.find_images(tmp_path)).problem.eq("").all()
-    assert "not kept for the next time. outputs: cannot write to" in capsys.readouterr().out
+    assert "could not be cached. outputs: cannot write to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "half", "foreign"])
