@@ -227,7 +227,7 @@ WRONG = {
     "split_images": [
         *images_rows(xu.split_images, "file", "label", "group"),
         ("images", "'group'", "no value", lambda t: xu.split_images(spoilt(t.images, group=None))),
-        ("images", "twice", "one row an image", lambda t: xu.split_images(pd.concat([t.images, t.images]))),
+        ("images", "repeated", "one row an image", lambda t: xu.split_images(pd.concat([t.images, t.images]))),
         ("protocol", "'random'", "'grouped', 'slides'", lambda t: xu.split_images(t.images, "random")),
         ("mirror", "'no'", "True or False", lambda t: xu.split_images(t.images, mirror="no")),
         *[
@@ -538,10 +538,10 @@ WRONG = {
         ("labels", "'flu'", CLASSES, lambda t: xu.load_external(t.folder, t.images, labels={"covid": "flu"})),
         *whole("size", 1, lambda t, **options: xu.load_external(t.folder, t.images, **options)),
     ],
-    # fighting it
+    # remedies
     "covid_vs_normal": [
         *predictions_rows(lambda table: xu.covid_vs_normal(table)),
-        ("illness", "'flu'", "'covid', 'virus'", lambda t: xu.covid_vs_normal(PREDICTIONS, "flu")),
+        ("positive", "'flu'", "'covid', 'virus'", lambda t: xu.covid_vs_normal(PREDICTIONS, "flu")),
         ("predictions", "'source'", "is missing", lambda t: xu.covid_vs_normal(PREDICTIONS, within=True)),
         ("predictions", "'p_virus'", "is missing", lambda t: xu.covid_vs_normal(PREDICTIONS.drop(columns="p_virus"))),
     ],
@@ -561,7 +561,7 @@ WRONG = {
     "pneumonia_scores": [
         *tables("rows", lambda t, spoil: xu.pneumonia_scores(ZEROS, spoil(ILL), ZEROS), ["label", "source"]),
         ("known", "(3, 2)", "4 rows", lambda t: xu.pneumonia_scores(ZEROS[:3], ILL, ZEROS)),
-        ("asked", "(4, 1)", "2", lambda t: xu.pneumonia_scores(ZEROS, ILL, ZEROS[:, :1])),
+        ("others", "(4, 1)", "2", lambda t: xu.pneumonia_scores(ZEROS, ILL, ZEROS[:, :1])),
     ],
     "covid_auc": [
         *tables("rows", lambda t, spoil: xu.covid_auc(spoil(ILL.assign(file="a")), [0, 0, 0, 0]), ["file", "label"]),
@@ -569,7 +569,7 @@ WRONG = {
     ],
     "uncertainty": [
         *predictions_rows(lambda table: xu.uncertainty(table, np.zeros(len(PREDICTIONS)))),
-        ("ill", "(2,)", "one number for each", lambda t: xu.uncertainty(PREDICTIONS, [1, 2])),
+        ("pneumonia", "(2,)", "one number for each", lambda t: xu.uncertainty(PREDICTIONS, [1, 2])),
     ],
     "risk_coverage": [
         *predictions_rows(lambda table: xu.risk_coverage(table, np.zeros(len(PREDICTIONS)))),

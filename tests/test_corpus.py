@@ -156,8 +156,8 @@ UNREADABLE = {  # a name: what is in it (a function makes something else than a 
     "bomb.gif named.png": (b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";", r"\w+ \w+"),
     "link to nowhere.png": (lambda path: path.symlink_to("nowhere"), "No such file"),
     "link to itself.png": (lambda path: path.symlink_to(path), "Too many levels"),
-    "pipe.png": (os.mkfifo, "no ordinary file") if hasattr(os, "mkfifo") else (b"", ""),
-    "zeros without end.png": (lambda path: path.symlink_to("/dev/zero"), "no ordinary file"),
+    "pipe.png": (os.mkfifo, "not a regular file") if hasattr(os, "mkfifo") else (b"", ""),
+    "zeros without end.png": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     "vanishes.png": (to_bytes(GREY, "PNG"), "No such file"),
 }
 ENOUGH = 11 * len(UNREADABLE)  # a class may lose a tenth

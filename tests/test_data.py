@@ -172,21 +172,6 @@ def test_patient_comes_from_known_file_names_only(tmp_path):
     assert images.patient.isna().to_dict()["covid/a.png"]
 
 
-@pytest.mark.parametrize("inside", ["", "Actualmed-COVID-chestxray-dataset-master"])
-def test_actualmed_with_its_metadata(inside, tmp_path, capsys):
-    root = draw_tree(tmp_path / inside, [f"images/CR.{i}.png" for i in range(5)])
-    (root / "metadata.csv").write_text(
-        "imagename,patientid,view,modality,finding\nCR.0.png,7,PA,CR,COVID-19\nCR.1.png,7,AP,CR,COVID-19\n"
-        "CR.2.png,8,PA,DX,No finding\nCR.3.png,9,PA,DX,\n"
-    )
-    images = xu.find_images(tmp_path)
-    assert images.file.tolist() == ["images/CR.0.png", "images/CR.1.png", "images/CR.2.png"]
-    assert images.label.tolist() == ["covid", "covid", "normal"]
-    assert images.patient.tolist() == images.group.tolist() == ["actualmed:7", "actualmed:7", "actualmed:8"]
-    assert images["view"].tolist() == ["PA", "AP", "PA"]
-    assert left_out(capsys) == {"inconclusive": 1, "not in metadata.csv": 1}
-
-
 def write_manifest(root, text):
     """Draw a.png to d.png and write the manifest."""
     draw_tree(root, ["a.png", "sub/b.png", "images/c.png", "d.png"])
@@ -347,7 +332,7 @@ def test_download_from_github_is_pinned_and_unpacked(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: asked.append(url) or archive)
     folder = xu.download_images("actualmed", tmp_path / "data" / "external")
-    assert asked == [f"{PAGES['actualmed']}/archive/{datasets.ACTUALMED_COMMIT}.zip"]
+    assert asked == [f"{PAGES['actualmed']}/archive/{datasets.SOURCES['actualmed'][2]}.zip"]
     assert xu.find_images(folder).file.tolist() == ["images/a.png", "images/b.png"]
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -585,7 +570,7 @@ def test_an_audit_that_cannot_be_kept_says_so_and_is_given(tmp_path, capsys):
     xu.outputs_dir().mkdir()
     xu.outputs_dir("audited").write_text("no folder")
     assert xu.audit_images(xu.find_images(tmp_path)).problem.eq("").all()
-    assert "not kept for the next time. outputs: cannot write to" in capsys.readouterr().out
+    assert "could not be cached. outputs: cannot write to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", "half", "foreign"])
@@ -858,7 +843,7 @@ def test_an_archive_that_has_not_wholly_arrived_is_not_taken_for_a_wrong_name(tm
     with zipfile.ZipFile(half, "w") as archive:
         archive.writestr("covid/a.png", b"x" * 1000)
     half.write_bytes(half.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"source: half.zip is no .zip file, or not all of it has arrived. Fetch it"):
+    with pytest.raises(ValueError, match=r"source: half.zip is no .zip file, or it is incomplete. Fetch it"):
         xu.use_images(half)
     with pytest.raises(ValueError, match="is no folder, no .zip file and no known set"):
         xu.use_images(tmp_path / "missing.zip")

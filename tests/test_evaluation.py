@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,7 +223,7 @@ def test_a_missing_run_is_said_with_the_notebook_to_run(name, notebook, capsys):
 
 
 def test_a_run_of_no_model_of_the_course_is_refused():
-    with pytest.raises(ValueError, match="names: 'alexnet' is a run of no model"):
+    with pytest.raises(ValueError, match="names: 'alexnet' is not the run of a model"):
         xu.load_results(["alexnet"])
 
 
@@ -285,6 +286,10 @@ def test_a_missing_run_is_made_by_its_notebook_and_a_present_one_is_left(tmp_pat
     xu.make_missing_runs(["vit_grouped"], labels={"Normais": "normal"})
     assert (xu.outputs_dir("runs", "vit_grouped") / "labels.txt").read_text() == "{'Normais': 'normal'}"
     xu.make_missing_runs(["vit_grouped"])  # a second execution would fail: the folder is there
+    shutil.move(xu.outputs_dir("runs", "vit_grouped"), tmp_path / "old")
+    monkeypatch.setitem(comparison.NOTEBOOKS, "small_cnn", "05_vit")
+    with pytest.raises(RuntimeError, match="05_vit.ipynb did not make 'small_cnn_grouped'"):
+        xu.make_missing_runs(["small_cnn_grouped"])
 
 
 def test_the_results_of_the_real_runs_are_those_of_the_repository():

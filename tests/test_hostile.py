@@ -177,7 +177,7 @@ def test_weights_that_unpack_to_much_more_are_refused(tmp_path):
 
 def test_names_that_are_no_text_are_refused(tmp_path):
     torch.save({3: torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="weights: .*something else than tensors by name"):
+    with pytest.raises(ValueError, match="weights: .*does not hold named tensors"):
         xu.resnet18(weights=tmp_path / "a.pth")
 
 
@@ -491,7 +491,7 @@ def test_wrong_arguments_are_named(case):
 
 
 def test_reading_names_what_is_wrong_with_the_file(tmp_path):
-    for path, words in ((tmp_path / "gone.png", "gone.png"), (tmp_path, "no ordinary file")):
+    for path, words in ((tmp_path / "gone.png", "gone.png"), (tmp_path, "not a regular file")):
         with pytest.raises(OSError, match=words):
             xu.read_image(path)
     with pytest.raises(ValueError, match="path: <.*BytesIO.* is no path; pass that of an image"):

@@ -64,6 +64,12 @@ def same(one, other):
 # ---------------------------------------------------------------- size, seed, shape
 
 
+def test_every_network_of_the_course_is_public_and_tested():
+    assert all(callable(getattr(xu, name)) for name in models.NETWORKS)
+    tested = {make().spec["network"] for name, (make, _) in networks(None).items() if name != "vit from a folder"}
+    assert tested == set(models.NETWORKS)
+
+
 def test_number_of_parameters():
     assert xu.count_parameters(xu.baseline_cnn()) == 1_491
     assert xu.count_parameters(xu.resnet18()) == 11_178_051

@@ -416,7 +416,7 @@ def test_on_another_machine_the_images_are_brought_again(home, tmp_path, monkeyp
             xu.data_dir()
         xu.use_images()
         assert xu.data_dir() == own and len(xu.find_images(own)) == 18
-        assert f"{own} is gone; its images are brought again from {source}." in capsys.readouterr().out
+        assert f"{own} is gone; its images are fetched again from {source}." in capsys.readouterr().out
         xu.use_images()
         assert capsys.readouterr().out == "The notebooks use data/xray.\n"
         shutil.rmtree(own)
@@ -470,7 +470,7 @@ def test_an_upload_is_asked_for_on_colab_alone(home, tmp_path, monkeypatch):
     colab.files = SimpleNamespace(upload=lambda: uploaded)
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", colab)
-    with pytest.raises(ValueError, match="'upload' brought 0 files"):
+    with pytest.raises(ValueError, match="'upload' received 0 files"):
         xu.use_images("upload")
     uploaded[str(archive)] = b""
     xu.use_images("upload")
@@ -517,9 +517,8 @@ def test_the_time_of_training_is_measured_and_said(home, capsys, monkeypatch):
     said = capsys.readouterr().out
     least = 300 * (len(prepared.train) + len(prepared.val)) / 4 * 0.1
     assert least <= seconds < 2 * least
-    assert (
-        f"takes about {round(seconds / 60)} minutes, going by one batch." in said and "300 epochs on this CPU" in said
-    )
+    assert f"takes about {round(seconds / 60)} minutes, measured on one batch." in said
+    assert "300 epochs on this CPU" in said
     assert "in fp32" in said and "Colab: Runtime, Change runtime type" in said and "Kaggle: Settings" in said
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

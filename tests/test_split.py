@@ -476,6 +476,6 @@ def test_whole_file_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_split_that_leaves_a_side_empty_says_so(capsys):
     xu.split_images(table(["covid", "normal"] * 10, ["one", "two"] * 10))
-    assert "got no image; 2 groups are too few" in capsys.readouterr().out
+    assert "have no image; 2 groups are too few" in capsys.readouterr().out
     xu.split_images(table(["covid", "normal"] * 10, range(20)))
     assert capsys.readouterr().out == ""

@@ -4,6 +4,7 @@ import io
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,10 @@ from test_data import draw_tree, left_out
 import xray_utils as xu
 from xray_utils._support import archives
 from xray_utils._support.names import meaning
+from xray_utils._support.paths import SOURCES
+from xray_utils._support.tables import LAYOUTS, Layout
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,15 @@ SETS = {
         {"CT": 2, "lateral view": 1, "bacteria": 1, "fungi": 1, "inconclusive": 1, "other findings": 1}
         | {"file missing": 1, "not in metadata.csv": 1},
     ),
+    "actualmed": (
+        [f"images/CR.{i}.png" for i in range(5)],
+        {
+            "metadata.csv": "imagename,patientid,view,modality,finding\nCR.0.png,7,PA,CR,COVID-19\n"
+            "CR.1.png,7,AP,CR,COVID-19\nCR.2.png,8,PA,DX,No finding\nCR.3.png,9,PA,DX,\n"
+        },
+        {"images/CR.0.png": "covid", "images/CR.1.png": "covid", "images/CR.2.png": "normal"},
+        {"inconclusive": 1, "not in metadata.csv": 1},
+    ),
     "figure1": (
         ["images/COVID-00001.jpg", "images/COVID-00002.png"],
         {"metadata.csv": "patientid,finding,view\nCOVID-00001,COVID-19,PA\nCOVID-00002,No finding,AP\n"},
@@ -94,6 +108,21 @@ def tree(root, files, tables):
     for name, text in tables.items():
         (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return root
+
+
+def test_every_known_set_is_tested_and_listed():
+    assert {layout.name for layout in LAYOUTS} == {"", *SETS}
+    page = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{source}` | [{name}]" in page for source, (_, name, *_) in SOURCES.items())
+    assert all(len(commit) == (site == "github") for site, _, *commit in SOURCES.values())
+
+
+def test_the_columns_of_a_set_are_found_in_any_case(tmp_path, monkeypatch):
+    other = Layout("other", "labels.csv", {"Img": "file", "Pt": "patient", "Dx": "label"}, ("pics",))
+    monkeypatch.setattr("xray_utils._support.tables.LAYOUTS", (other,))
+    table = "IMG,pt,Dx\na.png,1,COVID-19\nb.png,2,Normal\n"
+    images = xu.find_images(tree(tmp_path, ["pics/a.png", "pics/b.png"], {"labels.csv": table}))
+    assert images.patient.tolist() == ["other:1", "other:2"] and images.label.tolist() == ["covid", "normal"]
 
 
 @pytest.mark.parametrize("inside", ["", "master"])
@@ -346,7 +375,7 @@ def test_a_zip_with_a_password_says_so(tmp_path):
         ("a.7z", b"7z\xbc\xaf\x27\x1c", "a.7z is a 7-Zip archive"),
         ("a.zip", b"Rar!\x1a\x07\x01\x00", "a.zip is a RAR archive"),
         ("a.tar.gz", b"\x1f\x8b\x08\x00", "a.tar.gz is broken .*Fetch it again"),
-        ("a.zip", b"PK\x03\x04", "a.zip is no .zip file, or not all of it has arrived"),
+        ("a.zip", b"PK\x03\x04", "a.zip is no .zip file, or it is incomplete"),
     ],
 )
 def test_what_is_no_archive_to_read_is_named(name, start, words, tmp_path, monkeypatch):

@@ -374,7 +374,7 @@ def test_what_is_no_export_is_not_replaced(run, tmp_path):
     (tmp_path / "thesis" / "README.md").write_text("mine")
     (tmp_path / "thesis" / "chapter.md").write_text("mine")
     for folder in ("thesis", "thesis/chapter.md"):
-        with pytest.raises(FileExistsError, match="something else than an export"):
+        with pytest.raises(FileExistsError, match="more than an export"):
             xu.export_model(run, tmp_path / folder)
     assert (tmp_path / "thesis" / "README.md").read_text() == "mine"
 

@@ -13,13 +13,13 @@ from ._support.files import _in_threads, _sha256, whole_file
 from ._support.paths import outputs_dir
 from .images import _root, resize
 
-AUDIT_VERSION = 1  # part of the key: raise it when what `_audit_one` gives for a file changes
-MARK = ["path", "bytes", "mtime_ns", "ctime_ns"]  # an audited file that has another one is read again
-DRAFT = 448  # pixels: a JPEG whose sides keep so many is audited at a half, a quarter or an eighth of its size
+AUDIT_VERSION = 1  # part of the key: raise it when the result of `_audit_one` changes
+MARK = ["path", "bytes", "mtime_ns", "ctime_ns"]  # a file for which one of these changed is read again
+DRAFT = 448  # pixels: a JPEG is audited at 1/2, 1/4 or 1/8 of its size if both sides keep this many
 
 
 def _audit_one(path):
-    """The audit of one file, and its thumbnail: [32 * 32] float32 without slow shading, of length 1."""
+    """The audit of one file, and its thumbnail: float32 [32 * 32], high-pass filtered, of length 1."""
     row = dict(width=0, height=0, mode="", tint=0.0, sha256="", problem="")
     try:
         image, mode, (width, height) = _decode(path, DRAFT)
@@ -40,10 +40,10 @@ def _audit_one(path):
 
 
 def _audited(root, files):
-    """What `_audit_one` gives for each of `files`: a table, and thumbnails [N, 32 * 32].
+    """The results of `_audit_one` for `files`: a table, and thumbnails [N, 32 * 32].
 
-    Of files that can be read it is kept in `outputs/audited/<key of root>.npz`, and taken from there as long as their
-    size, time and (but on Windows) permissions stay as they were.
+    The results of readable files are cached in `outputs/audited/<key of root>.npz` until the size, time or (except on
+    Windows) permissions of the file change.
     """
     key = hashlib.sha256(f"{AUDIT_VERSION} {os.path.abspath(root)}".encode()).hexdigest()[:16]
     path, marks = outputs_dir("audited", f"{key}.npz"), []
@@ -51,7 +51,7 @@ def _audited(root, files):
         try:
             stat = os.stat(f"{root}{os.sep}{file}")
             marks.append((file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-        except (OSError, ValueError):  # `_audit_one` says why
+        except (OSError, ValueError):  # `_audit_one` gives the reason
             marks.append((file, -1, -1, -1))
     table, thumbnails, places = _audited_before(path)
     new = [mark for mark in dict.fromkeys(marks) if mark not in places]
@@ -59,24 +59,24 @@ def _audited(root, files):
         rows = [dict(zip(MARK, mark, strict=True)) | row for mark, (row, _) in zip(new, found, strict=True)]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if places else pd.DataFrame(rows)
         thumbnails = np.vstack([thumbnails, *(thumbnail for _, thumbnail in found)])
-        del found  # of 100,000 images 0.4 GB, as much again as the array
+        del found  # frees 0.4 GB for 100,000 images
         places |= {mark: len(places) + i for i, mark in enumerate(new)}
-        keep = table.problem.eq("") & ~table.path.duplicated(keep="last")  # the last: as the file is now
+        keep = table.problem.eq("") & ~table.path.duplicated(keep="last")  # the last row is the current file
         if keep[-len(new) :].any():
             columns = {name: np.array(table[name][keep].tolist()) for name in table}
             try:
                 with whole_file(path) as part, open(part, "wb") as archive:
                     np.savez(archive, thumbnails=thumbnails if keep.all() else thumbnails[keep], **columns)
             except OSError as error:
-                print(f"audit: what was found is not kept for the next time. {error}")
+                print(f"audit: the results could not be cached. {error}")
     order = [places[mark] for mark in marks]
-    if order != list(range(len(table))):  # else a copy is spared
+    if order != list(range(len(table))):  # otherwise no copy is needed
         table, thumbnails = table.iloc[order], thumbnails[order]
     return table.drop(columns=MARK).reset_index(drop=True), thumbnails
 
 
 def _audited_before(path):
-    """Table and thumbnails that `_audited` kept, and the row of each mark; none, said aloud, where it is broken."""
+    """Cached table and thumbnails, and the row of each mark; empty, with a message, if the cache is broken."""
     if os.path.isfile(path):
         try:
             with np.load(path) as kept:
@@ -84,7 +84,7 @@ def _audited_before(path):
             thumbnails = columns.pop("thumbnails")
             table = pd.DataFrame({name: column.tolist() for name, column in columns.items()})
             return table, thumbnails, {row: i for i, row in enumerate(table[MARK].itertuples(index=False, name=None))}
-        except Exception as error:  # whatever a reader makes of broken bytes
+        except Exception as error:  # a broken file may raise anything
             print(f"audit: {path} is broken ({type(error).__name__}); all files are read again.")
     return pd.DataFrame(columns=MARK), np.zeros((0, 32 * 32), np.float32), {}
 
@@ -94,10 +94,9 @@ def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
 
     `tint` is mean blue minus mean red (grey levels, 0 for grey). `duplicate` is "exact" (same bytes), "near" or
     "mirror" (the thumbnail, or its mirror image, correlates by at least `near` with an earlier one), else "". `alike`
-    is one name for all images that are duplicates of each other, whosever they are; if they have several labels, one is
-    wrong: see `label_conflicts`. A file that cannot be read keeps its row, with the reason in `problem`. `split_images`
-    leaves out both, and how many there are is said aloud. What was found of the others is kept in `outputs/audited/`,
-    and they are read again when size, time or permissions change.
+    is one name for all images that are duplicates of each other; if their labels differ, at least one is wrong: see
+    `label_conflicts`. An unreadable file keeps its row, with the reason in `problem`. `split_images` leaves out both;
+    their number is printed. The results are cached in `outputs/audited/`.
 
     Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
     """
@@ -130,15 +129,15 @@ def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
 
 
 def _in_conflict(images):
-    """True for each image whose duplicates, of whatever kind, do not all have its label."""
+    """True for each image that has a duplicate of any kind with another label."""
     return images.groupby("alike").label.transform("nunique").gt(1)
 
 
 def label_conflicts(images: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of duplicates with different labels: `file, label, other_file, other_label, kind`; no rows where none.
+    """Pairs of duplicates with different labels: `file, label, other_file, other_label, kind`; may be empty.
 
-    images: the table of `audit_images`. At least one label of a pair is wrong. Each image of such a set stands in a
-    pair. `kind` is "exact", or "near" or "mirror" as in the column `duplicate` of the later image.
+    images: the table of `audit_images`. At least one label of a pair is wrong. Each image in conflict is in a pair.
+    `kind` is "exact", or "near" or "mirror" as in the column `duplicate` of the later image.
     Raises ValueError for another table.
     """
     check_table("images", images, ["file", "label", "alike", "duplicate", "sha256"], "audit_images")
@@ -154,10 +153,10 @@ def label_conflicts(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _join_duplicates(images, thumbnails, near, tile=2048):
-    """Kind of duplicate of an earlier image, duplicates and groups joined over them (the smallest name stands).
+    """Kind of duplicate, and the joined names of duplicates and of groups (the smallest name is used).
 
-    A thumbnail is the sum of an even and an odd part, and its mirror image their difference, so that the correlation
-    with another and with its mirror image come from the same two products.
+    A thumbnail is the sum of an even and an odd part, and its mirror image their difference. So two matrix products
+    give the correlations with another thumbnail and with its mirror image.
     """
     content = images.sha256.where(images.problem.eq(""), images.file).factorize()[0]
     first = np.unique(content, return_index=True)[1]  # files of the same bytes are compared once
@@ -178,7 +177,7 @@ def _join_duplicates(images, thumbnails, near, tile=2048):
                 one, other = np.nonzero((alike >= near) & (later[:, None] > earlier))
                 pairs[name].append((later[one], earlier[other]))
     kind = np.full(len(images), "", object)
-    for name, found in pairs.items():  # the last that is true of an image stands
+    for name, found in pairs.items():  # exact before near before mirror
         for later, _ in found:
             kind[later] = name
     left, right = (np.concatenate(ends) for ends in zip(*sum(pairs.values(), []), strict=True))
@@ -187,6 +186,6 @@ def _join_duplicates(images, thumbnails, near, tile=2048):
         n = unit.max() + 1
         links = scipy.sparse.coo_array((np.ones(len(left)), (unit[left], unit[right])), (n, n))
         component = scipy.sparse.csgraph.connected_components(links, directed=False)[1][unit]
-        codes, sorted_names = names.factorize(sort=True)  # of numbers pandas finds the least without a call a group
+        codes, sorted_names = names.factorize(sort=True)  # a minimum of numbers is fast in pandas
         joined.append(sorted_names.take(pd.Series(codes).groupby(component).transform("min")))
     return kind, *joined

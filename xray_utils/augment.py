@@ -12,7 +12,7 @@ def augment_mild(images, generator, of=None):
     """Mirror half of the images; turn up to 10 degrees, shift 5 %, zoom 10 %, contrast and brightness 10 %.
 
     images: normalised [B, 3, H, W]; the same generator state gives the same result. of: the size of the batch that
-    several processes share, and where in it these images stand.
+    several processes share, and the positions of these images in it.
     """
     n, mine = of or (len(images), slice(None))
     draws = torch.rand(7, n, generator=generator)[:, mine] * 2 - 1  # in -1..1; drawn on the CPU, the same everywhere
@@ -29,14 +29,12 @@ def augment_mild(images, generator, of=None):
 
 
 def augment_strong(images, generator, of=None):
-    """Another scanner, another hospital: what a lung keeps and a source does not (domain randomisation, as in `lungs`).
+    """Simulate another scanner: change what depends on the source and keep the lungs (domain randomisation).
 
-    Mirror half of the images; turn up to 15 degrees, shift 12 %, zoom by up to 1.4, aspect by up to 1.2, what comes
-    from outside in one random tone; gamma 1/2 to 2, contrast 0.6 to 1.4, brightness 30 % of the range; blurred or
-    sharpened; noise; and a rectangle in a random tone at a random place, as a marker or a cable would hide something.
-
-    A marker lies on half of the images. Normalised by the statistics of another set (ResNet18, ViT) grey images get
-    a slight tint too, since the range is that of all three channels. Source: ours.
+    Mirror half of the images; turn up to 15 degrees, shift 12 %, zoom by up to 1.4, aspect by up to 1.2, the area
+    outside in one random tone; gamma 1/2 to 2, contrast 0.6 to 1.4, brightness 30 % of the range; blur or
+    sharpening; noise; and, on half of the images, a rectangle in a random tone at a random place, like a marker.
+    With ImageNet statistics grey images also get a slight tint, since the range is that of all three channels.
 
     images: normalised [B, 3, H, W]; the same generator state gives the same result. of: as for `augment_mild`.
     """

@@ -30,7 +30,7 @@ from .metrics import TEXT, compute_metrics, report, with_interval
 
 
 def metrics_table(metrics: dict) -> pd.DataFrame:
-    """Every number of `{"name": metrics}` with its 95 % interval, a row a number, a column a name."""
+    """Every number of `{"name": metrics}` with its 95 % interval: one row a number, one column a name."""
     check_dict("metrics", metrics, "{'name': the metrics of save_results, ...}")
     for name, one in metrics.items():
         check_dict(f"metrics[{name!r}]", one, "what save_results or compute_metrics returned")
@@ -43,7 +43,7 @@ def seed_table(seeds: pd.DataFrame) -> pd.DataFrame:
     """Accuracy over seeds for each network: mean and standard deviation under both protocols, and the gap between them.
 
     seeds: a row a run with `network, protocol, seed, accuracy`. `gap` is slides minus grouped of the same seed, its
-    mean with the 95 % interval of a paired t-test (Student 1908); with fewer than two such seeds it cannot be said.
+    mean with the 95 % interval of a paired t-test (Student 1908); with fewer than two such seeds: "cannot be said".
     """
     check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/scripts/external.py")
     rows = {}
@@ -64,9 +64,9 @@ def seed_table(seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_with_original(predictions: pd.DataFrame, network: str) -> pd.DataFrame:
-    """Our precision, recall and F1 of each class beside those on the slides of the original project.
+    """Our precision, recall and F1 of each class compared with those of the original project.
 
-    Says aloud that these are other test images, and how many there are on either side.
+    Prints that the test images are not the same, and the number of each.
     """
     check_choice("network", network, ORIGINAL)
     ours, original = report(predictions), ORIGINAL[network]
@@ -81,7 +81,7 @@ def compare_with_original(predictions: pd.DataFrame, network: str) -> pd.DataFra
 def best_epochs(histories: dict) -> pd.DataFrame:
     """Of each history in `{"name": table}`: epochs run, the best one on validation, its loss and accuracy there.
 
-    Nothing trained gives an empty table. Raises ValueError for what is no history.
+    No histories give an empty table. Raises ValueError for a table that is no history.
     """
     if not isinstance(histories, dict) or histories:
         check_histories("histories", histories, "val_loss", "val_accuracy")
@@ -95,7 +95,7 @@ def best_epochs(histories: dict) -> pd.DataFrame:
 
 @dataclass
 class Result:
-    """What a run folder says: no network, only tables."""
+    """The tables of a run folder, without the network."""
 
     name: str
     config: dict
@@ -137,9 +137,9 @@ def save_results(run: Run, predictions: pd.DataFrame, validation: pd.DataFrame |
 
 
 def load_results(names: list, folder: str | Path | None = None) -> dict:
-    """The results of runs by name (of each the one saved last); says aloud which is missing and how to make it.
+    """The results of runs by name (the latest of each name); prints which are missing and how to make them.
 
-    Raises ValueError for names that are none of a run, FileNotFoundError for a `folder` that is not there.
+    Raises ValueError for names that are not those of runs, FileNotFoundError for a missing `folder`.
     """
     _check_names(names)
     if folder is not None:
@@ -172,15 +172,15 @@ def load_results(names: list, folder: str | Path | None = None) -> dict:
 
 
 def _read_predictions(path):
-    """What `save_results` wrote; no text is taken for a number or an empty cell."""
+    """Read a table of `save_results`; text stays text, also "1" or "NA"."""
     return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, float_precision="round_trip")
 
 
 def compare(results: dict) -> pd.DataFrame:
     """One row a run: network, protocol, images, parameters, epochs, validation and test, and the original's test.
 
-    Runs with the same `test set` (the start of its fingerprint) were tested on the very same images, others were not.
-    Raises ValueError when there are no results, or their histories lack something.
+    Runs with the same `test set` (the start of its fingerprint) were tested on the same images, others were not.
+    Raises ValueError without results, or for an incomplete history.
     """
     if isinstance(results, dict) and not results:
         raise ValueError(
@@ -197,7 +197,7 @@ def compare(results: dict) -> pd.DataFrame:
         config, metrics, history = result.config, result.metrics, result.history
         best = history.loc[history.val_loss.idxmin()]
         network = config["network"]["network"]
-        as_there = name.startswith(f"{network}_slides")  # the original knew no other split, and no augmented network
+        as_there = name.startswith(f"{network}_slides")  # the original used only this split, without augmentation
         original = ORIGINAL[network] if as_there and network in ORIGINAL else {"accuracy": np.nan, "macro_f1": np.nan}
         rows.append(
             {
@@ -234,10 +234,11 @@ def save_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def make_missing_runs(names: list, labels: dict | None = None) -> None:
-    """Execute the notebook of each run that is not there yet (its protocol is the default one); say which.
+    """Execute the notebook of each missing run (with the default protocol), and print its name.
 
     labels: the parameter of that name, as in `find_images`.
-    Raises ValueError, before anything is executed, for a name that no notebook makes.
+    Raises ValueError, before any notebook is executed, for a name that no notebook makes; RuntimeError if a
+    notebook does not make its run.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -256,10 +257,12 @@ def make_missing_runs(names: list, labels: dict | None = None) -> None:
         (at,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
         cells.insert(at + 1, nbformat.v4.new_code_cell(f"labels = {labels or {}!r}"))
         NotebookClient(content, resources={"metadata": {"path": notebook.parent}}).execute()
+        if not (outputs_dir("runs", name) / "metrics.json").is_file():
+            raise RuntimeError(f"names: notebooks/{notebook.name} did not make {name!r}; correct NOTEBOOKS.")
 
 
 def _model_of(name):
     found = [model for model in NOTEBOOKS if name.startswith(f"{model}_")]
     if not found:
-        raise ValueError(f"names: {name!r} is a run of no model of the course ({', '.join(NOTEBOOKS)}).")
+        raise ValueError(f"names: {name!r} is not the run of a model of the course ({', '.join(NOTEBOOKS)}).")
     return max(found, key=len)

@@ -21,7 +21,7 @@ def _readable(images, *columns, maker="find_images"):
 
 
 def plot_examples(images: pd.DataFrame, per_class: int = 5, seed: int = 0) -> Figure:
-    """Random images of each class as they are on disk, a row a class."""
+    """Random images of each class as they are on disk, one row a class."""
     images = _readable(images, "file", "label")
     check_whole("per_class", per_class, 1)
     check_whole("seed", seed)
@@ -35,7 +35,7 @@ def plot_examples(images: pd.DataFrame, per_class: int = 5, seed: int = 0) -> Fi
                 try:
                     image = read_image(_root(images) / file)
                     _show(axis, image, f"{image.width} x {image.height}")
-                except (OSError, ValueError):  # before an audit there may be such files
+                except (OSError, ValueError):  # possible before an audit
                     axis.set_title("cannot be read", fontsize=12, fontweight="normal", loc="center", y=0.5)
             row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, ha="right", va="center",
                         fontsize=13, fontweight="bold")  # fmt: skip
@@ -78,7 +78,7 @@ def plot_sizes(images: pd.DataFrame) -> Figure:
             scatter.plot(*middle, CLASS_MARKERS[name], color=colour, mec="white", mew=1.5, markersize=11)
             middles.append((name, *middle, colour))
             sns.kdeplot(x=some.width / some.height, color=colour, lw=2.5, ax=aspect, cut=0, warn_singular=False)
-            if len(aspect.lines) > len(ends):  # all of one aspect have no curve
+            if len(aspect.lines) > len(ends):  # no curve if all have one aspect
                 ends.append((name, *aspect.lines[-1].get_xydata()[-1], colour))
         titles = []
         for values, digits in ((images.height, 0), (images.width / images.height, 2)):
@@ -175,7 +175,7 @@ def plot_preparation(images: pd.DataFrame, data: PreparedData, count: int = 4, s
     rows = data.train.rows[~data.train.rows.mirrored]
     rows = rows.sample(min(count, len(rows)), random_state=seed)
     if other := sorted(set(rows.file) - set(images.file)):
-        raise ValueError(f"images: {other[0]!r} of data is none of them; pass the table that data was made from.")
+        raise ValueError(f"images: {other[0]!r} of data is not in it; pass the table that data was made from.")
     with _figure(2, count, 1.95 * count, 4.3, photographs=True) as (figure, axes):
         for column, (index, file) in enumerate(rows.file.items()):
             before = read_image(_root(images) / file)
@@ -194,7 +194,7 @@ def plot_mirroring(data: PreparedData, seed: int = 0) -> Figure:
     rows = data.train.rows
     mirrored_copies = rows[rows.mirrored & rows.file.isin(rows.file[~rows.mirrored])]
     if mirrored_copies.empty:
-        raise ValueError("data: no training image has its mirrored row in training; split with mirror=True.")
+        raise ValueError("data: no training image has a mirrored row; split with mirror=True.")
     file = mirrored_copies.sample(1, random_state=seed).file.iloc[0]
     with _figure(1, 2, 5.5, 3.2, photographs=True) as (figure, axes):
         for axis, mirrored in zip(axes[0], (False, True), strict=True):
@@ -215,7 +215,7 @@ def plot_split(splits: dict) -> Figure:
             bottom = np.zeros(len(table))
             for label in CLASSES:
                 bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label])
-                room = 0.05 * max(len(s) for s in splits.values())  # less is too low for a number
+                room = 0.05 * max(len(s) for s in splits.values())  # lower bars have no room for a number
                 texts = [f"{v:.0f}" if v > room else "" for v in table[label]]
                 texts[0] = f"{label} {table[label].iloc[0]}"
                 axis.bar_label(bars, texts, label_type="center", color=_ink(CLASS_COLOURS[label]), fontsize=10)
@@ -228,7 +228,7 @@ def plot_split(splits: dict) -> Figure:
 
 
 def plot_patches(pixels: np.ndarray, patch_size: int, credit: str = "") -> Figure:
-    """A prepared image [H, W, 3], and the patches of `patch_size` pixels that a ViT reads it as.
+    """A prepared image [H, W, 3], and the patches of `patch_size` pixels that a ViT divides it into.
 
     Raises ValueError for anything but uint8 pixels, and when the image cannot be cut into whole patches.
     """

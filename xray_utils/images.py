@@ -19,8 +19,8 @@ from ._support.tables import find_layout, rows_of_table
 from .constants import CLASSES
 
 MASKS = re.compile(r"masks?$|^segmentation$")  # folders of masks, not of images
-FORMULA = re.compile(r"[=+\-@\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet takes for one begins with these
-CREDITS = {  # by the column source: whom a figure that shows such images must name
+FORMULA = re.compile(r"[=+\-@\uff1d\uff0b\uff0d\uff20]")  # the first character of a spreadsheet formula
+CREDITS = {  # by source: the credit that a figure of such images must show
     "hannover": "Hannover Medical School, CC BY 3.0",
     "kermany": "Kermany et al., CC BY 4.0",
     "nih": "NIH Clinical Center",
@@ -32,13 +32,12 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
     """One row an image: `file` (relative to the folder), `label`, `patient`, `group`, `source`, sorted by file.
 
     Reads a folder with `manifest.csv` (columns file, label; patient_id, source and more if there), a public set with
-    a table (see `LAYOUTS`), or class folders at any depth (train/val/test are merged). What is left out is counted
-    aloud.
+    a table (see `LAYOUTS`), or class folders at any depth (train/val/test are merged). The number of images left out
+    is printed.
     labels: which class a folder, or a label of a table, is: `{"Normais": "normal", "Outros": None}`; None leaves its
     images out. Case and accents do not matter.
     `group` is the patient, or the file itself where the patient is not known; `audit_images` joins duplicates.
-    Links are followed wherever they lead: they are the user's own, no archive brings any. A name or cell that a
-    spreadsheet would take for a formula gets "./" in front, here and so in every table made from this one.
+    Links are followed. A name or cell that a spreadsheet would take for a formula gets the prefix "./".
 
     Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class (the message has the line to
     write), a name in `labels` that is not there, fewer than `least_classes`, or a table that is no UTF-8 CSV or holds
@@ -50,7 +49,7 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
     labels = check_labels(labels)
     root = Path(folder).expanduser().resolve()
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-    if len(entries) == 1 and entries[0].is_dir():  # an archive unpacked by hand: all of it lies one folder further down
+    if len(entries) == 1 and entries[0].is_dir():  # an unpacked archive often has one top folder
         layout, *table = find_layout(entries[0])
         root = entries[0] if layout else root
     else:
@@ -113,10 +112,10 @@ def _rows_of_folders(root, labels):
 
 
 def _decide(folders, means, labels):
-    """Of each folder with images: (class or why they are left out, None), or (None, the name whose class is unknown).
+    """For each folder with images: (class or reason to leave them out, None), or (None, the name of unknown class).
 
-    means: of each folder and those around it, what its name means. The innermost name that means a class counts,
-    but not if a name further inside is unknown, or if the folder holds those of other classes.
+    means: `{folder: meaning of its name}`, of parent folders too. The innermost name that means a class decides,
+    unless a name inside it is unknown or the folder holds folders of other classes.
     """
     above = {a for f, kind in means.items() if kind or fold(f.name) in labels for a in f.parents}
     mixed = {a for f, kind in means.items() if kind for a in f.parents if a.name and means[a] != kind}
@@ -144,14 +143,14 @@ def _decide(folders, means, labels):
 def read_image(path: str | Path) -> Image.Image:
     """An image file as PIL RGB: EXIF rotation applied, deep pixels scaled to 0..255, transparency on black.
 
-    What kind of file it is stands in its content, not in its name; of several frames the first counts. DICOM (needs
-    pydicom) is rescaled and windowed as its header says, and MONOCHROME1 inverted. Other deep grey pixels (16 or 32
-    bits) are scaled from the range that this image uses: 12 bits in a 16-bit file, the custom in radiology, would be
-    near black otherwise. So its brightness cannot be compared with that of another image. NaN counts as the lowest
-    value. (Of 16-bit colour Pillow gives the upper 8 bits, unscaled.)
+    The file type is recognised by content, not by name; of several frames the first is read. DICOM (needs pydicom) is
+    rescaled and windowed as its header says, and MONOCHROME1 inverted. Other grey pixels of 16 or 32 bits are scaled
+    from the range that this image uses, because 12 bits in a 16-bit file, common in radiology, would be near black.
+    So the brightness of two such images cannot be compared. NaN becomes the lowest value. (Of 16-bit colour Pillow
+    gives the upper 8 bits, unscaled.)
 
-    Raises OSError for a file that is no image, is broken or cut short, ValueError for one that needs over 680 MB
-    meanwhile: 113 megapixels of 8-bit grey, 68 of 16-bit grey, 56 of colour, 40 of others.
+    Raises OSError for a file that is no image, broken or truncated; ValueError for one whose decoding needs over
+    680 MB: 113 megapixels of 8-bit grey, 68 of 16-bit grey, 56 of colour, 40 of others.
     """
     check_path("path", path, "that of an image")
     return _decode(path)[0]
@@ -180,7 +179,7 @@ def describe_images(images: pd.DataFrame) -> str:
 
 
 def credit_line(rows: pd.DataFrame) -> str:
-    """The attribution that the licences of the bundled images ask for, from the column source; "" where none does."""
+    """The attribution that the licences of the bundled images require, from the column source; "" if none does."""
     check_kind("rows", rows, pd.DataFrame, "table", "the one made by find_images, or the rows of a side")
     found = set(rows.source) if "source" in rows else set()
     names = "; ".join(text for source, text in CREDITS.items() if source in found)

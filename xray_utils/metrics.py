@@ -22,7 +22,7 @@ from .constants import CLASSES, PROBABILITIES
 def report(predictions: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall, F1 and number of images of each class, of their macro average, and the accuracy.
 
-    A class without a test image has no scores (NaN), and is left out of the average.
+    The scores of a class without test images are NaN; it is left out of the average.
     Raises ValueError for a missing column, an empty table, an unknown class, or p_... that are no probabilities.
     """
     from sklearn.metrics import accuracy_score, classification_report
@@ -42,12 +42,12 @@ def report(predictions: pd.DataFrame) -> pd.DataFrame:
 def compute_metrics(predictions: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> dict:
     """Accuracy, balanced accuracy, macro F1, recall and one-vs-rest AUC of each class, with 95 % intervals, as a dict.
 
-    `sure_but_wrong` is the share of images that get a wrong answer with a probability above 0.9.
-    Each number `x` has `x_interval`: Wilson's interval (1927) for the effective number of images (Kish 1965), that is
-    with the spread of a bootstrap over groups (patients; Field & Welsh 2007), since images of one patient are not
-    independent, and Student's t for the number of groups (Dean & Pagano 2015; for F1 and AUC it is an analogy, tried by
-    simulation: `tests/reliability/bootstrap.py`). A number that the images cannot give (the recall of a class that is
-    absent) is None, and so is an interval from one group, or from fewer than 20 `resamples`. `classes`: see `report`.
+    `sure_but_wrong` is the share of images with a wrong prediction of a probability above 0.9.
+    Each number `x` has `x_interval`: Wilson's interval (1927) for the effective number of images (Kish 1965). Images of
+    one patient are not independent, so the variance is that of a bootstrap over groups (patients; Field & Welsh 2007),
+    with Student's t for the number of groups (Dean & Pagano 2015). For F1 and AUC this is an analogy, checked by
+    simulation in `tests/reliability/bootstrap.py`. A number that cannot be computed (the recall of an absent class) is
+    None, and so is an interval from one group or from fewer than 20 `resamples`. `classes`: see `report`.
     """
     check_whole("resamples", resamples, 1)
     check_whole("seed", seed)
@@ -60,18 +60,18 @@ def compute_metrics(predictions: pd.DataFrame, resamples: int = 2000, seed: int 
 
 def numbers_of(predictions, resamples=2000, seed=0):
     """Every number of `compute_metrics` and its interval, `{name: (value, [low, high])}`."""
-    group, groups, of = _groups(predictions), _groups_behind(predictions), predictions.label.value_counts()
+    group, groups, of = _groups(predictions), _groups_of_each_number(predictions), predictions.label.value_counts()
     drawn = [_statistics(predictions, weights[:, group]) for weights in _draws(group.max() + 1, resamples, seed)]
     numbers = {}
     for name, (value,) in _statistics(predictions, np.ones((1, len(predictions)))).items():
         images = of.get(name.removeprefix("recall_"), len(predictions))  # of its class, for a recall
-        interval = _wilson(value, np.concatenate([part[name] for part in drawn]), groups[name], images)
+        interval = _wilson_interval(value, np.concatenate([part[name] for part in drawn]), groups[name], images)
         numbers[name] = (None, None) if np.isnan(value) else (float(value), interval)
     return numbers
 
 
-def _groups_behind(predictions):
-    """On how many groups each number of `compute_metrics` rests, at least."""
+def _groups_of_each_number(predictions):
+    """Number of groups (patients) that each number of `compute_metrics` is computed from, at least."""
     group, label = _groups(predictions), predictions.label.to_numpy()
     of = {name: len(set(group[label == name])) for name in CLASSES}
     behind = dict.fromkeys(("accuracy", "sure_but_wrong"), int(group.max() + 1))
@@ -86,8 +86,8 @@ def grouped_mean(
     """The mean of each column with its 95 % interval over groups, as a dict for `with_interval`.
 
     groups: one an image, as `data.test.rows.group`. The interval is a percentile bootstrap over them (Efron &
-    Tibshirani 1993, chapter 13); of a column of True and False, a share, that of `compute_metrics`. Rows with a number
-    missing are left out; `images` says how many are left. Raises ValueError when none is.
+    Tibshirani 1993, chapter 13); for a column of True and False, that of `compute_metrics`. Rows with a missing number
+    are left out; `images` is the number of rows that remain. Raises ValueError if none remains.
     """
     check_table("table", table, [], "share_in_lungs, say")
     check_array("table", table, (len(table), None), "one of finite numbers, or empty cells", lambda x: ~np.isinf(x))
@@ -105,7 +105,9 @@ def grouped_mean(
     for column, value, spread in zip(table, values.mean(axis=0), np.concatenate(drawn).T, strict=True):
         share, n = pd.api.types.is_bool_dtype(table[column]), result["groups"]
         result[column] = float(value)
-        result[f"{column}_interval"] = _wilson(value, spread, n, len(values)) if share else _middle(spread, n)
+        result[f"{column}_interval"] = (
+            _wilson_interval(value, spread, n, len(values)) if share else _percentile_interval(spread, n)
+        )
     return result
 
 
@@ -120,19 +122,22 @@ def _draws(groups, resamples, seed, chunk=100):
         yield rng.multinomial(groups, equal, min(chunk, resamples - start))
 
 
-def _middle(values, groups, level=0.95):
+def _percentile_interval(values, groups, level=0.95):
     """The middle 95 % of bootstrap values as [low, high], or None."""
-    return None if _says_nothing(values, groups) else np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return (
+        None if _has_no_interval(values, groups) else np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    )
 
 
-def _wilson(value, drawn, groups, images, level=0.95):
-    """Wilson's interval of a share, [low, high], for as many images as would spread as its bootstrap values `drawn`.
+def _wilson_interval(value, drawn, groups, images, level=0.95):
+    """Wilson's interval of a share, [low, high], for the effective number of images: that with the variance of `drawn`.
 
-    groups: how many the share rests on. A share of 0 or 1 has no spread: then each group counts as one image.
+    drawn: bootstrap values. groups: their number behind the share. A share of 0 or 1 has no variance: then each group
+    counts as one image.
     """
-    if _says_nothing(drawn, groups):
+    if _has_no_interval(drawn, groups):
         return None
-    variance = np.nanvar(drawn) * groups / (groups - 1)  # a bootstrap over few groups spreads too little
+    variance = np.nanvar(drawn) * groups / (groups - 1)  # a bootstrap over few groups underestimates it
     n = min(images, value * (1 - value) / variance) if variance > 1e-12 and 0 < value < 1 else groups
     t = scipy.stats.t.ppf((1 + level) / 2, groups - 1)
     centre, half = value + t**2 / 2 / n, t * np.sqrt(value * (1 - value) / n + t**2 / 4 / n**2)
@@ -140,19 +145,19 @@ def _wilson(value, drawn, groups, images, level=0.95):
 
 
 def _difference_interval(value, drawn, groups, level=0.95):
-    """Student's interval of a difference, [low, high], with the spread of its bootstrap values `drawn`.
+    """Student's interval of a difference, [low, high], with the variance of its bootstrap values `drawn`.
 
-    Where both answer alike nothing spreads; then it is that of a share of 0, on both sides.
+    Without variance (equal predictions) it is that of a share of 0, on both sides.
     """
-    if _says_nothing(drawn, groups):
+    if _has_no_interval(drawn, groups):
         return None
     t, deviation = scipy.stats.t.ppf((1 + level) / 2, groups - 1), np.nanstd(drawn) * np.sqrt(groups / (groups - 1))
     half = float(t * deviation if deviation > 1e-6 else t**2 / (groups + t**2))
     return [max(-1.0, value - half), min(1.0, value + half)]
 
 
-def _says_nothing(drawn, groups):
-    """True where bootstrap values give no interval: too few, often without what is counted, or of a single group."""
+def _has_no_interval(drawn, groups):
+    """True if there is no interval: too few bootstrap values, over 5 % of them undefined, or a single group."""
     return len(drawn) < 20 or np.isnan(drawn).mean() > 0.05 or groups < 2
 
 
@@ -164,7 +169,7 @@ def _statistics(predictions, weights):
         recall = right / true
     result = {"accuracy": right.sum(axis=1) / weights.sum(axis=1)}
     result["balanced_accuracy"] = np.where(true > 0, recall, 0).sum(axis=1) / (true > 0).sum(axis=1)
-    present = label.any(axis=0)  # a class that no image has counts for nothing, as in balanced accuracy
+    present = label.any(axis=0)  # absent classes are left out, as in balanced accuracy
     result["macro_f1"] = (2 * right / np.maximum(true + said, 1))[:, present].mean(axis=1)
     result |= {f"recall_{name}": recall[:, i] for i, name in enumerate(CLASSES)}
     if set(PROBABILITIES) <= set(predictions):
@@ -190,14 +195,13 @@ def _auc(scores, positive, weights):
 def compare_two(
     first: pd.DataFrame, second: pd.DataFrame, statistic: str = "accuracy", resamples: int = 2000, seed: int = 0
 ) -> dict:
-    """How much more accurate `second` is than `first`: `difference`, with a 95 % interval over groups, as a dict.
+    """Accuracy of `second` minus that of `first`: `difference`, with a 95 % interval over groups, as a dict.
 
-    Groups are drawn for both tables at once (bootstrap), so that what they share counts as paired; one name is one
-    patient in both. The interval is Student's, with the spread of these draws. Of accuracy, where both answer the same
-    images, there is an exact McNemar test too (McNemar 1947): `only_first`, `only_second` right, and its `p`.
-    statistic: the number whose difference is asked for, any of `compute_metrics` with an interval ("auc_covid", say);
-    None where the images cannot give it.
-    Raises ValueError for a table that `report` would refuse, labels that contradict each other, or an unknown number.
+    Groups are drawn for both tables together (paired bootstrap); one name is one patient in both. The interval is
+    Student's, with the variance of these draws. For accuracy on the same images there is also an exact McNemar test
+    (McNemar 1947): `only_first` and `only_second`, the images that only one table predicts correctly, and its `p`.
+    statistic: any number of `compute_metrics` with an interval, such as "auc_covid"; None if it cannot be computed.
+    Raises ValueError for a bad table, labels that contradict each other, or an unknown statistic.
     """
     tables = [first, second]
     for argument, table in zip(("first", "second"), tables, strict=True):
@@ -219,7 +223,7 @@ def compare_two(
         drawn.append(two - one)
     difference = float(ones[1][statistic][0] - ones[0][statistic][0])
     result = {"difference": None if np.isnan(difference) else difference}
-    behind = min(_groups_behind(table)[statistic] for table in tables)
+    behind = min(_groups_of_each_number(table)[statistic] for table in tables)
     result["difference_interval"] = _difference_interval(difference, np.concatenate(drawn), behind)
     if set(keys[0]) == set(keys[1]) and keys[0].is_unique and keys[1].is_unique:
         named = [table.set_axis(key) for table, key in zip(tables, keys, strict=True)]
@@ -253,7 +257,7 @@ def compare_pairs(tables: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-TEXT = ("file", "label", "predicted", "group", "source")  # columns of predictions.csv that are no numbers
+TEXT = ("file", "label", "predicted", "group", "source")  # the text columns of predictions.csv
 
 
 def with_interval(metrics: dict, key: str) -> str:

@@ -1,7 +1,7 @@
 """The three networks of the course, and the input statistics that each expects.
 
 Every network is a plain `nn.Module` from images [B, 3, H, W], of any size, to logits [B, 3]. It has `input_mean` and
-`input_std` (three numbers each, for pixels in 0..1) and `spec`, from which `build` makes the same network again.
+`input_std` (three numbers each, for pixels in 0..1), and `spec`, from which `build` makes the network again.
 """
 
 import os
@@ -38,14 +38,14 @@ def _finish(model, spec, statistics):
 
 
 def _take_any_size(model, images, options):
-    """Interpolate a ViT's position embeddings where images are of another size than its own (no cost where not)."""
+    """Interpolate a ViT's position embeddings for images of another size (no cost otherwise)."""
     return images, {"interpolate_pos_encoding": True, **options}
 
 
 def _attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **options):
-    """Attention of a ViT by PyTorch's own kernel; in bf16 on a CPU, where that is slow, by two plain products.
+    """Attention of a ViT by PyTorch's kernel; in bf16 on a CPU, where the kernel is slow, by two matrix products.
 
-    query, key, value: [B, heads, T, width of a head]. Gives [B, T, heads, width of a head] and no weights.
+    query, key, value: [B, heads, T, width of a head]. Returns [B, T, heads, width of a head] and no weights.
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or attention_mask is not None or dropout:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -77,8 +77,8 @@ def resnet18(weights: str | None = None, num_classes: int = 3, seed: int = 0) ->
 
     weights: None for random ones, "imagenet" for torchvision's (downloaded, hash checked), or a local file
     (.safetensors, or .pth with plain tensors). The last layer is always new.
-    Raises FileNotFoundError for a missing file, ValueError for weights that do not fit, RuntimeError when the
-    download fails, with what to do.
+    Raises FileNotFoundError for a missing file, ValueError for weights that do not fit, RuntimeError with a
+    remedy when the download fails.
     """
     from torchvision.models import ResNet18_Weights
     from torchvision.models import resnet18 as torchvision_resnet18
@@ -111,7 +111,7 @@ def resnet18(weights: str | None = None, num_classes: int = 3, seed: int = 0) ->
 
 
 def load_weights(path):
-    """The tensors of a local file by name: .safetensors, or a .pth read with `weights_only=True` (no code runs).
+    """The named tensors of a local file: .safetensors, or .pth read with `weights_only=True` (no code is run).
 
     Raises FileNotFoundError for a missing file, ValueError for one that holds anything but named tensors.
     """
@@ -125,17 +125,17 @@ def load_weights(path):
             if zipfile.is_zipfile(path) and any(member.compress_type for member in zipfile.ZipFile(path).infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a reader makes of broken bytes
+    except Exception as error:  # a broken file may raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"weights: {str(path)!r} could not be read as plain tensors ({reason}).") from error
     tensors = isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
     if not tensors or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"weights: {str(path)!r} holds something else than tensors by name (a state_dict).")
+        raise ValueError(f"weights: {str(path)!r} does not hold named tensors (a state_dict).")
     return state
 
 
 def vit_weights(is_sample: bool = False) -> str:
-    """The pretrained weights that the notebooks start from, for `vit`.
+    """The pretrained weights that the notebooks pass to `vit`.
 
     `XRAY_VIT_WEIGHTS` if it is set; else `data/vit_tiny` for the bundled sample, and `VIT_NAME` for other images.
     """
@@ -149,14 +149,13 @@ def vit(
 ) -> torch.nn.Module:
     """A Hugging Face Vision Transformer with a new linear head (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
-    weights: a local folder with config.json and model.safetensors, a name on the Hub with the commit to take (as in
+    weights: a local folder with config.json and model.safetensors, a name on the Hub with a commit (as in
     "google/vit-large-patch16-224@<40 hex digits>"; the default is pinned to `VIT_REVISION`), or None for a small
-    random one. No code that comes with weights is run. freeze: train the head alone, on fixed features. pretrained:
-    False keeps the network of `weights` and draws new random ones. Images of another size than the pretrained one are
-    taken, with interpolated position embeddings. A folder without preprocessor_config.json gets the defaults of
-    transformers' ViTImageProcessor, and that is said. Save its weights or `export_model`, not the object: its
-    attention is known only where `vit` or `build` was called.
-    Raises RuntimeError when the weights cannot be had, with what to do.
+    random one. Code in a weights folder is not run. freeze: train only the head, on fixed features. pretrained: False
+    keeps the architecture of `weights` with random weights. For images of another size the position embeddings are
+    interpolated. A folder without preprocessor_config.json gets the defaults of transformers' ViTImageProcessor, with
+    a message. Save the weights or use `export_model`; do not pickle the object, whose attention `vit` registers.
+    Raises RuntimeError with a remedy when the weights cannot be loaded.
     """
     import transformers
 
@@ -173,11 +172,11 @@ def vit(
             model, statistics = transformers.ViTForImageClassification(config), HALF_STATISTICS
         else:
             verbosity = transformers.logging.get_verbosity()
-            transformers.logging.set_verbosity_error()  # a new head is what we ask for
+            transformers.logging.set_verbosity_error()  # the new head is intended
             transformers.logging.disable_progress_bar()
             name, revision = str(weights), None
             try:
-                if not os.path.isdir(name):  # on the Hub: what was there once, not what is there today
+                if not os.path.isdir(name):  # on the Hub: a pinned commit
                     name, _, revision = name.partition("@")
                     revision = VIT_REVISION if name == VIT_NAME and not revision else revision
                     if not re.fullmatch("[0-9a-f]{40}", revision):
@@ -187,12 +186,12 @@ def vit(
                     name,
                     **labels,
                     use_safetensors=True,
-                    attn_implementation="sdpa",  # until `_finish`; a hostile config.json could name a kernel to fetch
+                    attn_implementation="sdpa",  # a hostile config.json could name a kernel to fetch
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     **options,
                 )
-                absent = [*loading["missing_keys"], *loading["mismatched_keys"]]  # the latter may come with shapes
+                absent = [*loading["missing_keys"], *loading["mismatched_keys"]]  # the latter may be pairs with shapes
                 absent = {key if isinstance(key, str) else key[0] for key in absent}
                 if absent := sorted(name for name in absent if not name.startswith("classifier.")):
                     raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
@@ -207,7 +206,7 @@ def vit(
                     )
                 else:
                     processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
-            except Exception as error:  # whatever a reader makes of a broken or hostile folder
+            except Exception as error:  # a broken or hostile folder may raise anything
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
                 raise RuntimeError(
                     f"weights: {str(weights)!r} could not be loaded ({reason}). With a "
@@ -221,27 +220,37 @@ def vit(
     if freeze:
         for parameter in model.vit.parameters():
             parameter.requires_grad = False
-    passing = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")  # not the network
+    passing = (
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+    )  # not kept
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in passing}
     spec = {"network": "vit", "num_classes": num_classes, "freeze": freeze, "config": config}
     return _finish(model.float(), spec, statistics)
 
 
-NETWORKS = ("baseline_cnn", "resnet18", "vit")  # those of the course, which `build` knows
+def _vit_of_spec(spec):
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.ViTForImageClassification(transformers.ViTConfig.from_dict(spec["config"]))
+    model.vit.requires_grad_(not spec["freeze"])
+    return model
+
+
+NETWORKS = {  # the networks of the course, and how `build` makes each from its `spec`
+    "baseline_cnn": lambda spec: baseline_cnn(num_classes=spec["num_classes"]),
+    "resnet18": lambda spec: resnet18(num_classes=spec["num_classes"]),
+    "vit": _vit_of_spec,
+}
 
 
 def build(spec, input_mean, input_std):
     """A network from the `spec` of another (as in a run's config.json), with random weights."""
-    if spec["network"] == "vit":
-        import transformers
-
-        config = transformers.ViTConfig.from_dict(spec["config"])
-        with torch.random.fork_rng(devices=[]):
-            model = transformers.ViTForImageClassification(config)
-        model.vit.requires_grad_(not spec["freeze"])
-    else:
-        model = {"baseline_cnn": baseline_cnn, "resnet18": resnet18}[spec["network"]](num_classes=spec["num_classes"])
-    return _finish(model, spec, (input_mean, input_std))
+    return _finish(NETWORKS[spec["network"]](spec), spec, (input_mean, input_std))
 
 
 def logits_of(model, images):
@@ -252,7 +261,7 @@ def logits_of(model, images):
 
 @contextmanager
 def evaluating(model):
-    """`model` in evaluation mode, as a context that gives its device; each layer gets its own mode back."""
+    """`model` in evaluation mode, as a context that gives its device; restores the mode of each layer."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -263,11 +272,11 @@ def evaluating(model):
 
 
 def check_model(model, use=False):
-    """Raise ValueError unless `model` is a network, and, if it is to be used, says what pixels it expects."""
+    """Raise ValueError unless `model` is a network; use: and has `input_mean` and `input_std`."""
     check_kind("model", model, nn.Module, "network", "a torch.nn.Module, such as baseline_cnn() or run.model")
     if use and not (hasattr(model, "input_mean") and hasattr(model, "input_std")):
         raise ValueError(
-            f"model: a {type(model).__name__} does not say what pixels it expects; for -1 to 1 model.input_mean = "
+            f"model: a {type(model).__name__} does not say what pixels it expects; for -1 to 1 set model.input_mean = "
             "model.input_std = [0.5] * 3."
         )
 

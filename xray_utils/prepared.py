@@ -21,7 +21,7 @@ from .constants import CLASSES, SPLITS
 from .images import _root, describe_images, find_images, resize
 from .splits import _check_split, split_images
 
-SUMMED = 2 * 10**8  # bytes: up to here (1,300 images of 224 x 224) a prepared set is summed when it is opened
+SUMMED = 2 * 10**8  # bytes: the checksum of larger prepared sets is skipped (1,300 images of 224 x 224)
 PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
 
 
@@ -39,7 +39,7 @@ def check_split(split):
 
 @dataclass
 class Split:
-    """One side of a prepared set: `rows` (file, label, group, mirrored, ...) and the pixels behind them."""
+    """One side of a prepared set: `rows` (file, label, group, mirrored, ...) and their pixels."""
 
     rows: pd.DataFrame
     pixels: np.ndarray  # uint8 [N, size, size, 3], memory-mapped, of all images
@@ -61,11 +61,11 @@ class Split:
         return batch
 
     def fingerprint(self):
-        """sha256 over rows and pixels: the same images in the same order give the same, wherever they lie."""
+        """sha256 over rows and pixels: it does not depend on where the images are stored."""
         digest = hashlib.sha256(
             self.rows[["file", "label", "mirrored"]].to_csv(index=False, lineterminator="\n").encode()
         )
-        for start in range(0, len(self), 16):  # few: they stay in the cache
+        for start in range(0, len(self), 16):  # small: it fits the processor cache
             digest.update(self.pixels[self.positions[start : start + 16]])
         return digest.hexdigest()
 
@@ -82,21 +82,19 @@ class PreparedData:
 
     @property
     def name(self):
-        """The protocol, and "_sample" behind it for the bundled sample: the end of the names of its runs."""
+        """The protocol, with the suffix "_sample" for the bundled sample: the end of the names of its runs."""
         return self.settings["protocol"] + ("_sample" if self.is_sample else "")
 
 
 def prepare(images: pd.DataFrame, size: int = 224) -> PreparedData:
-    """Bring all images to uint8 [N, size, size, 3] once, on disk, and return the sides: `.train .val .test`.
+    """Write all images once to disk as uint8 [N, size, size, 3], and return the sides: `.train .val .test`.
 
-    `images` is the table of `split_images`. The array lies in `outputs/prepared/<key>/`, keyed by what went in
-    (names, sizes and times of the files, `size`), and is read memory-mapped by every later call. Of a folder that was
-    prepared before, only new or changed files are decoded; a JPEG is decoded at a half, a quarter or an eighth of its
-    size where each side keeps twice `size`. A set whose array is not as noted in meta.json is made again, and that is
-    said. (Of over 200 MB, length and time alone are compared; but `fit` hashes the pixels and takes changed ones for
-    other data.)
-    Raises ValueError for a missing column, a bad size, or an empty side; OSError for a file that cannot be read,
-    and for a folder that is full or cannot be written to.
+    `images` is the table of `split_images`. The array is in `outputs/prepared/<key>/` (the key: `size` and the names,
+    sizes and times of the files); later calls read it memory-mapped. If the folder was prepared before, only new or
+    changed files are decoded. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep twice `size`. A
+    damaged set is made again, with a message. (Above 200 MB the checksum is skipped; `fit` hashes the pixels.)
+    Raises ValueError for a missing column, a bad size, or an empty side; OSError for an unreadable file, and for a
+    folder that is full or cannot be written to.
     """
     check_size(size)
     check_table("images", images, ["file", "label", "split", "mirrored"], "split_images")
@@ -109,7 +107,7 @@ def prepare(images: pd.DataFrame, size: int = 224) -> PreparedData:
     stats, start = [], f"{root}{os.sep}"
     try:
         for file in files:
-            stat = os.stat(start + file)  # as text: of 100,000 files a path each takes longer than the rest
+            stat = os.stat(start + file)  # text is much faster than Path for 100,000 files
             stats.append((file, stat.st_size, stat.st_mtime_ns))
     except (OSError, ValueError):
         with _named(file):
@@ -136,13 +134,13 @@ def load_data(
     size: int | None = None,
     labels: dict | None = None,
 ) -> PreparedData:
-    """Find, audit, split and prepare the images of `data_dir()`, and say aloud which images these are.
+    """Find, audit, split and prepare the images of `data_dir()`, and print which images these are.
 
     size: pixels along a side of a prepared image; None: 112 on the bundled sample, 224 on other images.
     labels: as in `find_images`: `{"Normais": "normal", "Outros": None}`.
     """
     check_labels(labels)
-    _check_split(protocol, seed, mirror)  # before the audit, which takes its time
+    _check_split(protocol, seed, mirror)  # before the audit, which is slow
     if size is not None:
         check_size(size)
     images = audit_images(find_images(data_dir(), labels=labels))
@@ -158,7 +156,7 @@ def load_data(
 
 @contextmanager
 def _named(file):
-    """An image that cannot be read, or is no longer there: OSError with its name, and what to do."""
+    """Re-raise the error of an unreadable or missing image as OSError with its name and a remedy."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -170,7 +168,7 @@ def _named(file):
 
 
 def _is_whole(folder):
-    """True if the array of a prepared set is as noted when it was made: length, time, and, up to 200 MB, content."""
+    """True if length, time and, up to 200 MB, checksum of the array are those in meta.json."""
     try:
         meta, stat = json.loads((folder / "meta.json").read_text()), os.stat(folder / "images.npy")
         if (meta["bytes"], meta["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
@@ -181,7 +179,7 @@ def _is_whole(folder):
 
 
 def _prepared_before(root, stats, size, parent):
-    """What another set of the same folder has: its pixels, and the place in them of each unchanged file."""
+    """Unchanged files in an earlier prepared set of this folder: `{file: index}`, and its pixels."""
     best, pixels = {}, None
     for meta in parent.glob("*/meta.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -215,25 +213,25 @@ def _write_prepared(root, stats, size, folder):
         try:
             os.replace(whole, folder)
         except OSError:
-            if _is_whole(folder):  # another process was faster; its set has the same key, so the same pixels
+            if _is_whole(folder):  # another process wrote the same set first
                 return
             if not folder.is_dir():
                 raise
-            for name in ("images.npy", "index.csv", "meta.json"):  # a changed set: these three alone
+            for name in ("images.npy", "index.csv", "meta.json"):  # a damaged set: replace its files
                 os.replace(whole / name, folder / name)
 
 
 def _write_pixels(root, files, size, path, known, pixels_before):
-    """By plain writes: on a full disk a write is an error, but a memory map kills the process.
+    """Decode and resize the files into a .npy array; those in `known`, `{file: index in pixels_before}`, are copied.
 
-    What `known` holds, `{file: place in pixels_before}`, is copied and not decoded.
+    By plain writes: on a full disk a write raises an error, but a memory map kills the process.
     """
     with open(path, "wb") as array:
         header = dict(descr="|u1", fortran_order=False, shape=(len(files), size, size, 3))
         np.lib.format.write_array_header_1_0(array, header)
         start, lock = array.tell(), threading.Lock()
 
-        def bring(i):
+        def write_one(i):
             if files[i] in known:
                 pixels = pixels_before[known[files[i]]]
             else:
@@ -243,9 +241,9 @@ def _write_pixels(root, files, size, path, known, pixels_before):
                 array.seek(start + i * pixels.nbytes)
                 array.write(pixels)
 
-        _in_threads(bring, range(len(files)), "prepare")
+        _in_threads(write_one, range(len(files)), "prepare")
         array.flush()
         os.fsync(array.fileno())
-    earlier = os.stat(path).st_mtime_ns - 10**10  # ten seconds: a coarse clock, too, tells a later write from ours
+    earlier = os.stat(path).st_mtime_ns - 10**10  # ten seconds: a later write is visible on a coarse clock
     with suppress(OSError):
         os.utime(path, ns=(earlier, earlier))

@@ -27,12 +27,12 @@ def split_images(
 ) -> pd.DataFrame:
     """Add the columns `split` (train, val, test) and `mirrored`; unreadable images are left out.
 
-    protocol "grouped": stratified by class, a group never on two sides, only training rows mirrored.
+    protocol "grouped": stratified by class, each group on one side, only training rows mirrored.
     protocol "slides": mirror first, then a plain random split (what the original course project did: most test
     images then have their mirrored copy in training). `mirror=False` leaves all mirrored rows out.
     Images whose duplicates have another label (see `label_conflicts`) are left out, unless `keep_conflicts`.
-    The order of the rows does not matter. Raises ValueError for a bad argument, an unknown class, a file that stands
-    twice, or no images.
+    The order of the rows does not matter. Raises ValueError for a bad argument, an unknown class, a repeated file
+    or no images.
     """
     _check_split(protocol, seed, mirror, fractions)
     check_flag("keep_conflicts", keep_conflicts)
@@ -46,7 +46,7 @@ def split_images(
     if images.empty:
         raise ValueError("images: the table is empty; there is nothing to split.")
     if images.file.duplicated().any():
-        raise ValueError(f"images: {images.file[images.file.duplicated()].iloc[0]!r} stands twice; one row an image.")
+        raise ValueError(f"images: {images.file[images.file.duplicated()].iloc[0]!r} is repeated; one row an image.")
     rows = images.sort_values("file", ignore_index=True).assign(mirrored=False)
     rng = np.random.default_rng(seed)
     if protocol == "slides":
@@ -63,12 +63,12 @@ def split_images(
             rows = pd.concat([rows, rows[rows.split.eq("train")].assign(mirrored=True)], ignore_index=True)
     rows.attrs = {**images.attrs, "protocol": protocol, "seed": seed, "mirror": mirror}
     if empty := [side for side in SPLITS if not rows.split.eq(side).any()]:
-        print(f"split_images: {' and '.join(empty)} got no image; {rows.group.nunique()} groups are too few.")
+        print(f"split_images: {' and '.join(empty)} have no image; {rows.group.nunique()} groups are too few.")
     return rows
 
 
 def _grouped_split(rows, fractions, rng):
-    """Whole groups, largest first and else in random order, each to the side that lacks most of its classes."""
+    """Assign whole groups, largest first, ties in random order, to the side that lacks most of their classes."""
     counts = pd.crosstab(rows.group, rows.label).sort_index()
     counts = counts.iloc[rng.permutation(len(counts))]
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]

@@ -20,7 +20,7 @@ from .prepared import PreparedData, Split, check_split
 
 
 def check_use(model, split, batch_size):
-    """Raise ValueError unless `model` is a network, and `split` a side with images, that can be put through it."""
+    """Raise ValueError unless `model` is a network and `split` a side with images."""
     check_model(model, use=True)
     check_split(split)
     check_whole("batch_size", batch_size, 1)
@@ -30,11 +30,11 @@ def check_use(model, split, batch_size):
 def estimate_time(
     model: torch.nn.Module, data: PreparedData, epochs: int, batch_size: int = 32, precision: str = "auto"
 ) -> float | None:
-    """Say how long `fit` will take on this CPU with these real images, measured on one batch; return the seconds.
+    """Print how long `fit` will take on this CPU, measured on one batch; return the seconds.
 
-    A batch is trained up to three times, and the fastest counts, if that takes less than ten seconds. On the bundled
-    sample and on a GPU nothing is said and None returned: there is no need. `model`, and the random numbers that come
-    after, stay as they are. Raises ValueError for what `fit` would not take, RuntimeError when memory runs out.
+    The fastest of up to three trainings of a batch counts; after ten seconds no further one starts. On the bundled
+    sample and on a GPU it prints nothing and returns None. `model` and the random state are not changed. Raises
+    ValueError for arguments that `fit` refuses, RuntimeError when memory runs out.
     """
     check_material(model, data, epochs, batch_size)
     precision, device = choose_precision(precision), accelerator_of().device
@@ -43,25 +43,25 @@ def estimate_time(
     network = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
     channels_first_for_few(network, device)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
-    indices, timings = np.arange(batch_size), []  # of each: seconds of training, and of them of the answer alone
+    indices, timings = np.arange(batch_size), []  # pairs: seconds of training, of the forward pass
     with torch.random.fork_rng(devices=[]), memory_for(batch_size):
         while not timings or len(timings) < 3 and sum(t[0] for t in timings) < 10:
             start = time.perf_counter()
             images = to_input(data.train.take(indices), model, device)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 logits = logits_of(network, images).float()
-            answered = time.perf_counter() - start
+            forward = time.perf_counter() - start
             F.cross_entropy(logits, torch.from_numpy(data.train.labels[indices])).backward()
             optimizer.step()
-            timings.append((time.perf_counter() - start, answered))
-    training, answering = min(timings)
-    seconds = epochs * (len(data.train) * training + len(data.val) * answering) / batch_size
+            timings.append((time.perf_counter() - start, forward))
+    training, forward = min(timings)
+    seconds = epochs * (len(data.train) * training + len(data.val) * forward) / batch_size
     minutes = max(1, round(seconds / 60))
     print(
         f"Training for {_count(epochs, 'epoch')} on this {_device_name(device)}, in {precision}, takes about "
-        f"{_count(minutes, 'minute') if minutes < 90 else f'{seconds / 3600:.1f} hours'}, going by one batch.\n"
+        f"{_count(minutes, 'minute') if minutes < 90 else f'{seconds / 3600:.1f} hours'}, measured on one batch.\n"
         "A complete run is loaded, not repeated. A GPU is faster. Colab: Runtime, Change runtime type, T4 GPU. Kaggle: "
-        "Settings,\nAccelerator. Your own computer: an NVIDIA card, and the torch made for it, see https://pytorch.org."
+        "Settings,\nAccelerator. Your own computer: an NVIDIA card and its build of torch, see https://pytorch.org."
     )
     return float(seconds)
 
@@ -89,25 +89,25 @@ def fit(
 
     The run folder `outputs/runs/<name>/` gets config.json, and last.pt, best.safetensors and history.csv after every
     epoch. The same call again resumes an unfinished run and loads a finished one; with other settings, data or
-    network it starts a new folder `<name>-2` and says so. With more epochs and nothing else changed, the new folder
-    continues the shorter run and ends as one long run would, unless the rates depend on `epochs` (cosine, warmup).
+    network it prints so and starts a new folder `<name>-2`. If only `epochs` is larger, the new folder continues the
+    shorter run, with the result of one long run, unless the learning rate depends on `epochs` (cosine, warmup).
 
     schedule: "plateau" (ReduceLROnPlateau on the validation loss: after more than 3 epochs without gain lr * 0.3),
     "cosine" to zero, or "constant"; warmup: share of all steps in which a cosine or constant rate rises from zero.
     class_weights: weigh the loss by the inverse frequency of the class. early_stopping: epochs without a lower
     validation loss before it stops. augment: "mild" (or True) or "strong", on the training images alone, see
     `augment_mild` and `augment_strong`. precision: "auto", "fp32", "bf16" or "fp16" (mixed). Loss and accuracy are
-    per image, the training loss with its class weights; seconds and images per second (of training) are those of the
-    whole epoch, validation included.
+    per image, the training loss with its class weights; seconds and images per second (of training) include the
+    validation.
 
-    `model` itself is left as it is: a copy of it is trained. Processes started by `accelerate launch --multi_gpu`,
-    `torchrun` or `notebook_launcher`, on GPUs or CPUs, share each batch: `batch_size` is that of all of them, one
-    writes, and any number of them resumes.
-    BatchNorm sees all of the batch on GPUs, and on CPUs the part of its own process.
+    A copy of `model` is trained; `model` is not changed. Processes started by `accelerate launch --multi_gpu`,
+    `torchrun` or `notebook_launcher`, on GPUs or CPUs, share each batch: `batch_size` is the total, one process writes
+    the run folder, and any number of processes can resume it. BatchNorm uses the whole batch on GPUs, and on CPUs the
+    part of its own process.
 
     Raises ValueError naming the argument for bad input, FloatingPointError when the loss is no longer finite,
-    RuntimeError when memory runs out, with a batch size to try, or when a process that was started with others finds
-    none, and OSError when the run folder cannot be written.
+    RuntimeError when memory runs out (with a batch size to try) or when a process of several finds no others,
+    OSError when the run folder cannot be written.
     """
     settings = {key: value for key, value in locals().items() if key not in ("model", "data", "name")}
     session = Session(model, data, name, settings)
@@ -142,7 +142,7 @@ def fit(
 def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.DataFrame:
     """Predictions of the network for each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
 
-    `group`, `mirrored`, `source` and `view` of the images stand behind, where known. Raises ValueError for an empty
+    Then `group`, `mirrored`, `source` and `view`, where known. Raises ValueError for an empty
     split or a model with another number of classes, RuntimeError when memory runs out, with a batch size to try.
     """
     check_use(model, split, batch_size)
@@ -161,5 +161,5 @@ def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.Da
     table[[f"p_{name}" for name in CLASSES]] = probabilities
     extra = [column for column in ("group", "mirrored", "source", "view") if column in split.rows]
     table = pd.concat([table, split.rows[extra]], axis=1)
-    table.attrs = {"fingerprint": split.fingerprint(), "images": len(split)}  # whose answers: see save_results
+    table.attrs = {"fingerprint": split.fingerprint(), "images": len(split)}  # checked by save_results
     return table

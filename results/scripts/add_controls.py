@@ -1,4 +1,4 @@
-"""Mend the data: normal adults of other hospitals are added to training, those of one more hospital are evaluated.
+"""Add controls: normal adults of other hospitals are added to training, those of one more hospital are evaluated.
 
     XRAY_DATA=... XRAY_EXTERNAL=... XRAY_VIT_WEIGHTS=... .venv/bin/python results/scripts/add_controls.py
 

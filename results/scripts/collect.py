@@ -126,7 +126,7 @@ def scaling():
 
 def risk_coverage(name):
     """The figure of notebook 7: which answers of a run go first; the threshold refuses a tenth of validation."""
-    ill = pd.read_csv(HERE / "tables" / "pneumonia_scores.csv").set_index(["side", "file"]).ill
+    ill = pd.read_csv(HERE / "tables" / "pneumonia_scores.csv").set_index(["side", "file"]).pneumonia
     files = {"val": "validation.csv", "internal": "predictions.csv", "external": "external.csv"}
     answers = {side: pd.read_csv(HERE / "runs" / name / file) for side, file in files.items()}
     scores = {side: xu.uncertainty(table, ill[side].reindex(table.file)) for side, table in answers.items()}

@@ -94,7 +94,7 @@ def side_of(kind, configuration, split):
 
 def run_name(kind, configuration, seed):
     """The folder of a configuration."""
-    return f"fight_{kind}_{configuration.replace(', ', '_').replace(' ', '_')}_seed{seed}"
+    return f"configuration_{kind}_{configuration.replace(', ', '_').replace(' ', '_')}_seed{seed}"
 
 
 def train(kind, configuration, data, seed):
@@ -239,8 +239,8 @@ def answers_of(kind, configuration, data, seed):
     return lambda split: xu.predict(model, side_of(kind, configuration, split))
 
 
-def ill_area(table):
-    """AUC of ill against normal where the source cannot tell, with what `compute_metrics` knows of it."""
+def pneumonia_auc(table):
+    """AUC of pneumonia against normal within the sources that hold both."""
     inside = table[xu.within_sources(table) & table.label.ne("covid")]
     asked = xu.covid_vs_normal(inside.assign(label=inside.label.replace("virus", "covid")), "virus")
     return xu.compute_metrics(asked, resamples=200)["auc_covid"]
@@ -263,15 +263,17 @@ def internal(data, seeds, only=None):
                 answers = answers_of(kind, configuration, data, seed)
                 row = {"network": kind, "configuration": configuration, "seed": seed}
                 row["accuracy"] = xu.compute_metrics(answers(data.val), resamples=1)["accuracy"]
-                row["ill : normal"] = ill_area(answers(data.val))
-                row["ill : normal, other scanners"] = np.mean([ill_area(answers(split)) for split in shifted])
+                row["pneumonia : normal"] = pneumonia_auc(answers(data.val))
+                row["pneumonia : normal, other scanners"] = np.mean(
+                    [pneumonia_auc(answers(split)) for split in shifted]
+                )
                 for how, split in hidden.items():
                     row[how] = xu.compute_metrics(answers(split), resamples=1)["accuracy"]
                 rows.append(row)
                 print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
                       flush=True)  # fmt: skip
     table = pd.DataFrame(rows)
-    mean = table.groupby(["network", "configuration"])["ill : normal, other scanners"].transform("mean")
+    mean = table.groupby(["network", "configuration"])["pneumonia : normal, other scanners"].transform("mean")
     mean = mean.where(table.configuration.ne(LATER))
     table["chosen"] = mean.eq(mean.groupby(table.network).transform("max"))
     return table.round(4)
@@ -311,9 +313,9 @@ def external(data, table):
             "chosen": (kind, configuration, seed) in chosen,
         }
         row["accuracy internal"] = xu.with_interval(xu.compute_metrics(tables["internal"]), "accuracy")
-        for question, illness in (("covid : normal", "covid"), ("p of covid", None), ("virus : normal", "virus")):
+        for question, positive in (("covid : normal", "covid"), ("p of covid", None), ("virus : normal", "virus")):
             for where in tables:
-                metrics = xu.compute_metrics(xu.covid_vs_normal(tables[where], illness))
+                metrics = xu.compute_metrics(xu.covid_vs_normal(tables[where], positive))
                 row[f"{question}, {where}"] = xu.with_interval(metrics, "auc_covid")
         two = xu.compare_two(xu.covid_vs_normal(plain), xu.covid_vs_normal(tables["external"]), "auc_covid")
         row["more than mild augmentation"] = xu.with_interval(two, "difference")

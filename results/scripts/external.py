@@ -48,9 +48,9 @@ def probe(known, rows, asked, asked_rows, weights=None):
     return table.assign(**{f"p_{name}": found[:, i] for i, name in enumerate(model.classes_)})
 
 
-def area(table, illness, within=False):
-    """AUC of covid against normal with its interval, asked for two classes; illness None: by the plain p_covid."""
-    return xu.with_interval(xu.compute_metrics(xu.covid_vs_normal(table, illness, within)), "auc_covid")
+def area(table, positive, within=False):
+    """AUC of covid against normal with its interval, of two classes; positive None: by the plain p_covid."""
+    return xu.with_interval(xu.compute_metrics(xu.covid_vs_normal(table, positive, within)), "auc_covid")
 
 
 def answers(name, data, away, *sides):
@@ -76,15 +76,15 @@ def areas(data, away, probes, scores):
         tables |= {name: found} if found else {}
     for name, (internal, there) in tables.items():
         shared = "shared" in name  # trained without covid: it can only be asked for pneumonia
-        for question, illness in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
-            if not shared or illness == "virus":
-                areas_ = {"internal": area(internal, illness), "external": area(there, illness)}
-                areas_["one place"] = area(there, illness, within=True)
+        for question, positive in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
+            if not shared or positive == "virus":
+                areas_ = {"internal": area(internal, positive), "external": area(there, positive)}
+                areas_["one place"] = area(there, positive, within=True)
                 rows.append({"network": name, "asked": question, **areas_})
     inside = xu.within_sources(scores[1][0])
     scores.append((scores[1][0][inside].reset_index(drop=True), scores[1][1][inside]))
     found = [xu.with_interval(xu.covid_auc(table, score), "auc_covid") for table, score in scores]
-    row = {"network": "ViT, fixed features", "asked": "ill : well, within sources"}
+    row = {"network": "ViT, fixed features", "asked": "pneumonia : normal, within sources"}
     rows.append(row | dict(zip(("internal", "external", "one place"), found, strict=True)))
     return pd.DataFrame(rows)
 
@@ -115,8 +115,8 @@ def over_seeds():
     for path in sorted((TABLES.parent / "runs").glob("short_*/external.csv")):
         table = pd.read_csv(path)
         row = {"run": path.parent.name}
-        for question, illness in (("p of covid", None), ("covid : normal", "covid")):
-            row |= {f"{question}, {where}": area(table, illness, within)
+        for question, positive in (("p of covid", None), ("covid : normal", "covid")):
+            row |= {f"{question}, {where}": area(table, positive, within)
                     for where, within in (("one place", True), ("all", False))}  # fmt: skip
         normal = table[table.label.eq("normal")]
         rows.append(row | {"normal called covid": normal.predicted.eq("covid").mean().round(3)})
@@ -216,7 +216,7 @@ def abstention(data, internal, away, known, there, probes):
     scores = zip(orders.items(), ill.values(), strict=True)
     scores = pd.concat(
         [
-            pd.DataFrame({"side": side.replace("test", "internal"), "file": files, "ill": score})
+            pd.DataFrame({"side": side.replace("test", "internal"), "file": files, "pneumonia": score})
             for (side, files), score in scores
         ]
     )

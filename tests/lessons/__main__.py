@@ -135,7 +135,7 @@ def page(result):
         gaps.append(f"| {name} | {number(found)} | {shown} |")
     guesses = [f"| {name} | {number(found)} |" for name, found in result["shortcuts"].items()]
     away = [f"| {name} | {' | '.join(map(number, found.values()))} |" for name, found in result["external"].items()]
-    mend = [
+    added = [
         f"| {row['added']} | {row['normal called covid']:.2f} [{row['normal called covid low']:.2f}, "
         f"{row['normal called covid high']:.2f}] | {row['covid recall']:.2f} [{row['covid recall low']:.2f}, "
         f"{row['covid recall high']:.2f}] |"
@@ -162,12 +162,12 @@ def page(result):
             *["| --- | --- | --- | --- |", *away],
             *[
                 "",
-                "## Mend the data",
+                "## Add normal adults",
                 "",
                 "Normal adults of NIH added to training, others of NIH evaluated; 50 draws.",
                 "",
             ],
-            *["| added | unseen normal adults called covid | external covid recall |", "| --- | --- | --- |", *mend],
+            *["| added | unseen normal adults called covid | external covid recall |", "| --- | --- | --- |", *added],
             "",
         ]
     )

@@ -9,7 +9,7 @@ as in `xu.compute_metrics` (Wilson's, for a share or an area) and `xu.compare_tw
 import numpy as np
 import pandas as pd
 
-from xray_utils.metrics import _difference_interval, _draws, _statistics, _wilson
+from xray_utils.metrics import _difference_interval, _draws, _statistics, _wilson_interval
 
 
 def called_covid(table, weights):
@@ -50,7 +50,7 @@ def over_seeds(tables, number, than=None, resamples=2000, seed=0):
     each = values(lambda table: np.ones((1, len(table))))[0]
     images = sum(len(table) for table in tables.values())
     if than is None:
-        interval = _wilson(each.mean(), np.concatenate(drawn), len(names), images)
+        interval = _wilson_interval(each.mean(), np.concatenate(drawn), len(names), images)
     else:
         interval = _difference_interval(each.mean(), np.concatenate(drawn), len(names))
     found = {"mean": each.mean(), "interval": interval, "seeds": each.tolist()}

@@ -7,7 +7,7 @@ import pandas as pd
 import scipy
 
 from xray_utils.constants import CLASSES, PROBABILITIES
-from xray_utils.metrics import _draws, _groups, _middle, _statistics, compare_two, numbers_of
+from xray_utils.metrics import _draws, _groups, _percentile_interval, _statistics, compare_two, numbers_of
 
 SETS = [  # images, accuracy, images of a patient: from the easiest for an interval to what the course has
     (360, 0.85, 2),
@@ -62,7 +62,9 @@ def percentiles(table, resamples, seed):
     """The middle 95 % of the bootstrap values of every number: the interval that most papers give."""
     group = _groups(table)
     drawn = [_statistics(table, weights[:, group]) for weights in _draws(group.max() + 1, resamples, seed)]
-    return {name: _middle(np.concatenate([part[name] for part in drawn]), group.max() + 1) for name in drawn[0]}
+    return {
+        name: _percentile_interval(np.concatenate([part[name] for part in drawn]), group.max() + 1) for name in drawn[0]
+    }
 
 
 def difference_covered(images, accuracy, images_per_group, sets, resamples, lost=0.04, gained=0.4, seed=0):

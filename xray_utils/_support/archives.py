@@ -26,7 +26,7 @@ def check_archive(path):
         raise ValueError(f"source: {path.name} is a {kind} archive, not read here. Unpack it, and give the folder.")
     if not zipfile.is_zipfile(path) and not start.startswith(GZIP) and not tarfile.is_tarfile(path):
         kind = ".tar" if path.name.lower().endswith(ENDINGS[1:]) else ".zip"
-        raise ValueError(f"source: {path.name} is no {kind} file, or not all of it has arrived. Fetch it again.")
+        raise ValueError(f"source: {path.name} is no {kind} file, or it is incomplete. Fetch it again.")
 
 
 def unpack(archive, folder, max_bytes=20e9):

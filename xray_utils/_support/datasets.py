@@ -13,19 +13,17 @@ from .files import _folder_beside, _writing_to, image_files, whole_file
 from .names import UnknownClassError
 from .paths import CHOICE, SOURCES, _chosen, _is_there, data_dir, outputs_dir, repository_dir
 
-ACTUALMED_COMMIT = "27240dd8dec9454bc97f9f3c0c432ef434de2517"
-
 
 def download_images(source: str, folder: str | Path | None = None) -> Path:
     """Fetch a public set by its name in `SOURCES` into `folder` (default `data/xray`) and return the folder.
 
     Raises ValueError for an unknown name, FileExistsError if the folder already holds something, and RuntimeError
-    when the download fails; that one says which page to open and where to put the files.
+    when the download fails; the message says which page to open and where to put the files.
     """
     if folder is not None:
         check_path("folder", folder, "where to put the images, or None")
     check_choice("source", source, SOURCES)
-    kind, name = SOURCES[source]
+    kind, name, *commit = SOURCES[source]
     page = f"https://www.kaggle.com/datasets/{name}" if kind == "kaggle" else f"https://github.com/{name}"
     folder = Path(folder).expanduser() if folder else repository_dir() / "data" / "xray"
     with _to_be_filled(folder, source) as whole:
@@ -34,12 +32,12 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
                 import kagglehub
 
                 cache = Path(kagglehub.dataset_download(name))
-                if any(path.is_symlink() for path in cache.rglob("*")):  # copied, one to / would bring everything
+                if any(path.is_symlink() for path in cache.rglob("*")):  # a link to / would copy everything
                     raise OSError("it holds links, refused as unsafe")
                 shutil.copytree(cache, whole)
             else:
                 archive = whole.with_name("archive.zip")
-                with urllib.request.urlopen(f"{page}/archive/{ACTUALMED_COMMIT}.zip", timeout=60) as answer:
+                with urllib.request.urlopen(f"{page}/archive/{commit[0]}.zip", timeout=60) as answer:
                     with open(archive, "wb") as file:
                         shutil.copyfileobj(answer, file)
                 unpack(archive, whole)
@@ -49,7 +47,7 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
             raise RuntimeError(
                 f"source: {source!r} could not be downloaded ({type(error).__name__}: {str(error)[:200]}).\n"
                 f"Open {page} in a browser, download the archive, and unpack it so that its folders lie in\n"
-                f"{folder}\nThen go on with find_images: it reads that folder. Any other folder: point XRAY_DATA at it."
+                f"{folder}\nThen find_images reads that folder. For another folder, set XRAY_DATA to it."
             ) from error
     return folder
 
@@ -58,7 +56,7 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
 def _to_be_filled(folder, source):
     """The path of a new folder of images, which becomes `folder` at the end: whole or not at all.
 
-    Raises FileExistsError if `folder` already holds something. What came from where is kept in its file `.source`.
+    Raises FileExistsError if `folder` already holds something. Its file `.source` names the source.
     """
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"folder: {folder} already holds something. Move it away, or give another folder.")
@@ -74,17 +72,17 @@ def _to_be_filled(folder, source):
 
 
 def use_images(source: str | None = None) -> None:
-    """Choose the images that all notebooks use from now on, and say which these are.
+    """Choose the images that all notebooks use from now on, and print which these are.
 
     source: a name in `SOURCES`, fetched into `data/xray`; a .zip, .tar, .tar.gz or .tgz file, unpacked there; the
     folder of your images, which stay where they are; "upload" (on Colab: asks for such a file); "sample"; or None, to
-    change nothing. The choice is kept in `outputs/data_dir.txt`. What `data/xray` already holds is not fetched or
-    unpacked again; what is gone from there (outputs on a Drive, another machine) is, from the same set or archive.
-    Names of unknown classes are said; the argument `labels` of `find_images` and `load_data` gives them a class.
+    change nothing. The choice is kept in `outputs/data_dir.txt`. Images already in `data/xray` are not fetched or
+    unpacked again; missing ones (outputs on a Drive, another machine) are, from the same set or archive.
+    Names of unknown classes are printed; the argument `labels` of `find_images` and `load_data` gives them a class.
 
-    Raises ValueError for what is none of these, and while XRAY_DATA is set, which goes first; FileExistsError if
+    Raises ValueError for another source, and while XRAY_DATA is set, which has priority; FileExistsError if
     `data/xray` holds something else; and what `download_images`, `unpack` and `find_images` raise. The choice is
-    then what it was before.
+    then not changed.
     """
     if source is not None:
         check_path("source", source, "the name of a set, a folder, a .zip file, or None")
@@ -93,7 +91,7 @@ def use_images(source: str | None = None) -> None:
     elif outputs_dir(CHOICE).is_file() and not os.environ.get("XRAY_DATA"):
         folder, before = _chosen()
         if not folder.is_dir() and _is_there(before):
-            print(f"{folder} is gone; its images are brought again from {before}.")
+            print(f"{folder} is gone; its images are fetched again from {before}.")
             source = before
     if source is not None:
         folder, origin = _images_of(source)
@@ -155,5 +153,5 @@ def _upload():
         ) from None
     names = list(files.upload())
     if len(names) != 1:
-        raise ValueError(f"source: 'upload' brought {len(names)} files; choose one .zip file.")
+        raise ValueError(f"source: 'upload' received {len(names)} files; choose one .zip file.")
     return names[0]

@@ -15,15 +15,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from . import dicom
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # images, not read
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # told by content; Pillow would hand an EPS to Ghostscript
-MAX_BYTES = 680_000_000  # while an image becomes RGB, and of all that do so at a time
+OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # image types that are not read
+FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "TIFF",
+    "WEBP",
+)  # by content; Pillow passes EPS to Ghostscript
+MAX_BYTES = 680_000_000  # to decode an image to RGB, and all images decoded at the same time
 BYTES = {"1": 6, "L": 6, "P": 6, "I;16": 10, "I;16B": 10, "RGB": 12, "DICOM": 13, "DICOM RGB": 34}  # a pixel; else 17
 SHRINK = "Make it smaller: magick large.png -resize 4000x4000 small.png (ImageMagick)."
 
 
 def bytes_needed(mode, width, height, pixels=None):
-    """Memory for an image of a PIL mode while it becomes RGB; DecompressionBombError for more than MAX_BYTES."""
+    """Memory to decode an image of a PIL mode to RGB; DecompressionBombError for more than MAX_BYTES."""
     pixels = pixels or width * height
     if (needed := pixels * BYTES.get(mode, 17)) > MAX_BYTES:
         which = f"{pixels} pixels ({width}x{height}, {mode})"
@@ -36,13 +43,13 @@ def _mode(image):
 
 
 def _decode(path, least=None):
-    """The image of `read_image`, and the mode and the size, turned as EXIF wants, that it has in the file.
+    """The image of `read_image`, and mode and size (after EXIF rotation) in the file.
 
-    least: a JPEG may come at half, a quarter or an eighth of its size, while each side keeps so many pixels.
+    least: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep this many pixels.
     """
     name = Path(path).name
     if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe or a device may never end
-        raise OSError(f"{name}: no ordinary file.")
+        raise OSError(f"{name}: not a regular file.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -68,7 +75,7 @@ def _decode(path, least=None):
             raise OSError(f"{name}: no image that can be read ({', '.join(FORMATS)}, DICOM).") from error
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # whatever a decoder makes of broken bytes
+        except Exception as error:  # a broken file may raise anything
             raise OSError(f"{name}: broken image ({error})") from error
 
 
@@ -77,7 +84,7 @@ _room, _decoding = threading.Condition(), 0
 
 @contextmanager
 def _room_for(needed):
-    """Wait until all threads together need at most MAX_BYTES, these among them."""
+    """Wait until all threads together need at most MAX_BYTES."""
     global _decoding
     with _room:
         _room.wait_for(lambda: _decoding + needed <= MAX_BYTES)
@@ -101,9 +108,9 @@ def _to_rgb(image, inverted):
 
 
 def _to_8_bits(deep, inverted):
-    """Pixels [H, W] of 16 or 32 bits as uint8: the range that is used becomes 0..255. In strips, to save memory.
+    """Pixels [H, W] of 16 or 32 bits as uint8: the range used is scaled to 0..255. In strips, to save memory.
 
-    inverted: in a TIFF, 0 may be white; Pillow sees to it for 8 bits only.
+    inverted: 0 is white in this TIFF; Pillow inverts only 8-bit images.
     """
     finite, grey = np.isfinite(deep), np.empty(deep.shape, np.uint8)
     if not finite.any():
@@ -118,12 +125,12 @@ def _to_8_bits(deep, inverted):
     return grey
 
 
-def _hush_pillow():
+def _silence_decoders():
     """Silence Pillow and libtiff warnings; the audit table records the reason."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         library = ctypes.CDLL(Image.core.__file__)
         library.TIFFSetErrorHandler(None)
         library.TIFFSetWarningHandler(None)
-    except (OSError, AttributeError):  # this Pillow was built otherwise; then it prints
+    except (OSError, AttributeError):  # another build of Pillow; it prints warnings
         pass

@@ -18,7 +18,7 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def choose_precision(precision="auto", device=None):
-    """ "fp32", "bf16" or "fp16": as asked, or what this processor or GPU is good at for "auto"."""
+    """ "fp32", "bf16" or "fp16": the given one, or for "auto" the faster one on this device."""
     check_choice("precision", precision, ("auto", *PRECISIONS))
     if precision != "auto":
         return precision
@@ -32,8 +32,8 @@ def choose_precision(precision="auto", device=None):
 def bf16_is_faster():
     """Whether this CPU multiplies matrices in bf16 at least 1.2 times as fast as in fp32: measured once, in 20 ms.
 
-    Asking the processor is not enough: some that know bf16 take twice as long in it (AVX512_BF16 without AMX), or may
-    not use it (ONEDNN_MAX_CPU_ISA). On such as do well it is twice as fast or more, so that noise does not decide.
+    CPU flags are not enough: with AVX512_BF16 but without AMX bf16 takes twice as long, and ONEDNN_MAX_CPU_ISA may turn
+    it off. Where bf16 is faster, it is at least twice as fast, so noise does not decide.
     """
     fastest = {}
     for kind in (torch.float32, torch.bfloat16):
@@ -68,11 +68,11 @@ def accelerator_of(precision=None):
 
     Raises RuntimeError for a process that was started with others and finds none: each would write the same run.
     """
-    if precision:  # a notebook fits many times, now at this one, now at that
+    if precision:  # a notebook may call fit with several precisions
         AcceleratorState._reset_state(reset_partial_state=False)
     several, mixed = int(os.environ.get("WORLD_SIZE", 1)) > 1, PRECISIONS[precision] if precision else None
     no_gpu = not (torch.cuda.is_available() or torch.xpu.is_available())
-    accelerator = Accelerator(mixed_precision=mixed, cpu=several and no_gpu)  # else it would not look for others
+    accelerator = Accelerator(mixed_precision=mixed, cpu=several and no_gpu)  # otherwise it ignores other processes
     others = several or ("MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ)
     if others and accelerator.num_processes == 1:
         raise RuntimeError(
@@ -90,6 +90,6 @@ def synchronised(model, accelerator):
 
 
 def _part(batch, accelerator):
-    """The places of this process in `batch`, and how many count: where none is left it goes along with one, for 0."""
+    """Positions of this process in `batch`, and how many count: a process without images takes one that counts 0."""
     mine = np.arange(len(batch))[accelerator.process_index :: accelerator.num_processes]
     return (mine, len(mine)) if len(mine) else (np.arange(1), 0)

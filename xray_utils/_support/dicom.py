@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 EXTENSIONS = (".dcm", ".dicom")
-MANY_ATTRIBUTES = 1 << 20  # bytes: a larger one is skipped until it is asked for
+MANY_ATTRIBUTES = 1 << 20  # bytes: a larger one is read only when needed
 LATERAL = {"LL", "RL", "LAT", "LATERAL"}
 NO_PYDICOM = "DICOM needs pydicom (pip install pydicom)"
 
@@ -34,7 +34,7 @@ def is_dicom(path):
             return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except (OSError, ValueError):  # whoever reads it says why
+    except (OSError, ValueError):  # the reader gives the reason
         return False
 
 
@@ -70,7 +70,7 @@ def add_headers(root, rows):
             unread.append(file)
             continue
         views, number = set(), ""
-        with suppress(Exception), warnings.catch_warnings():  # of broken bytes `audit_images` says why
+        with suppress(Exception), warnings.catch_warnings():  # `audit_images` gives the reason
             warnings.simplefilter("ignore")
             header = header_of(root / file)
             codes = " ".join(str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or [])
@@ -102,7 +102,7 @@ def mode_and_size(path, header):
 
 
 def _look_up(item, values):
-    """What a lookup table makes of values, and the most it can give. (pydicom 3 is wrong for tables of 8 bits.)"""
+    """The output of a lookup table for values, and its maximum. (pydicom 3 is wrong for tables of 8 bits.)"""
     count, first, bits = item.LUTDescriptor
     data = item.LUTData
     if isinstance(data, bytes):
@@ -124,7 +124,7 @@ def first_frame(path, header):
     stored = pixels.pixel_array(path, index=0)
     if stored.ndim == 3:
         return Image.fromarray(stored)
-    values = np.unique(stored).astype(int)  # each once: what becomes of it stands in a table
+    values = np.unique(stored).astype(int)  # each once, for a lookup table
     padding = header.get("PixelPaddingValue")
     ends = sorted((padding, header.get("PixelPaddingRangeLimit", padding))) if isinstance(padding, int) else (1, 0)
     padded = (values >= ends[0]) & (values <= ends[1])

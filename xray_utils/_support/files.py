@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import dicom
-from .decode import EXTENSIONS, OTHER_EXTENSIONS, _hush_pillow
+from .decode import EXTENSIONS, OTHER_EXTENSIONS, _silence_decoders
 from .paths import outputs_dir
 
 UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # in a name: control characters, and bytes that are no UTF-8
@@ -26,7 +26,7 @@ UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"  # in a name: control characters, 
 def progress(iterable, what, total=None):
     """A progress bar that disappears at the end; `TQDM_DISABLE=1` in the environment turns all of them off.
 
-    Of several processes the first alone has one.
+    Of several processes only the first shows one.
     """
     off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or os.environ.get("RANK", "0") != "0"
     return tqdm(iterable, what, total, leave=False, disable=off or total == 0)
@@ -61,7 +61,7 @@ def _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if error.errno is None:  # one of ours, with its own words
+        if error.errno is None:  # our own error, with its message
             raise
         ours = outputs_dir() in (folder, *folder.parents)
         raise OSError(
@@ -72,7 +72,7 @@ def _writing_to(folder):
 
 @contextmanager
 def _folder_beside(folder):
-    """A temporary folder beside `folder`, gone at the end; one that a killed process left is removed first."""
+    """A temporary folder beside `folder`, removed at the end; that of a killed process is removed first."""
     _remove_stale(folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as temporary:
         yield Path(temporary)
@@ -103,9 +103,9 @@ def _in_threads(function, items, title):
     """`function` of each item, in order, on all cores, with a progress bar."""
     with warnings.catch_warnings():  # read_image changes the filters in each thread: put them back once, at the end
         warnings.simplefilter("ignore")
-        _hush_pillow()
+        _silence_decoders()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            parts = (items[start : start + 1024] for start in range(0, len(items), 1024))  # few wait: little memory
+            parts = (items[start : start + 1024] for start in range(0, len(items), 1024))  # in parts, to save memory
             results = (result for part in parts for result in pool.map(function, part))
             return list(progress(results, title, len(items)))
 

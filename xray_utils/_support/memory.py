@@ -13,12 +13,12 @@ from ..batches import to_device
 
 @contextmanager
 def memory_for(batch_size):
-    """Where memory runs out on a batch of so many images: RuntimeError, with the batch size to try."""
+    """When memory runs out on a batch of `batch_size` images: RuntimeError, with a batch size to try."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not full:  # torch on a CPU says the latter
+        if not full:  # the message of torch on a CPU
             raise
         way_out = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
         raise RuntimeError(
@@ -34,7 +34,7 @@ def memory_kept():
     the environment too, are replaced. Only on Linux; no effect on other systems. Source: man 3 mallopt.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "malloc_trim"):  # another library than glibc
+    if not hasattr(libc, "malloc_trim"):  # not glibc
         yield
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
@@ -42,7 +42,7 @@ def memory_kept():
     libc.mallopt(trim_threshold, -1)
     try:
         yield
-    finally:  # to where glibc itself comes in a process that frees large blocks
+    finally:  # glibc's own values in a process that frees large blocks
         for option, value in ((mmap_threshold, 2**25), (trim_threshold, 2**26), (mmap_max, 2**16)):
             libc.mallopt(option, value)
         libc.malloc_trim(0)
@@ -54,7 +54,7 @@ class _Layout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, images, wanted, before):
         ctx.before = before
-        return images.clone(memory_format=wanted)  # never the images themselves: a layer behind may change them
+        return images.clone(memory_format=wanted)  # a copy, since a later layer may change it in place
 
     @staticmethod
     def backward(ctx, gradients):
@@ -62,11 +62,10 @@ class _Layout(torch.autograd.Function):
 
 
 def channels_first_for_few(model, device):
-    """Hooks, to be removed, by which BatchNorm on a CPU gets few channels first in memory, not last.
+    """Hooks that pass few channels to BatchNorm on a CPU in channels-first memory; the caller removes them.
 
-    Where they are last PyTorch is slow on channels that do not fill registers of 16 numbers: on eight, with AVX-512,
-    two (fp32) to ten times (bf16) as slow as where they are first; on 16 or many it is not. The numbers stay, but for
-    rounding.
+    With channels last, PyTorch is slow on channels that do not fill registers of 16 numbers: two (fp32) to ten times
+    (bf16) slower on eight channels with AVX-512, not on 16 or many. The results are equal but for rounding.
     """
     hooks, orders = [], (torch.contiguous_format, torch.channels_last)
     for layer in model.modules() if device.type == "cpu" else ():
@@ -83,7 +82,7 @@ def room_for_pixels(device):
 
 
 def pixels_of(split, device):
-    """`split.take` as a function to call; where there is room, all images lie on the GPU from now on."""
+    """`split.take`, or the same from a copy of all images on the GPU if there is room."""
     if len(split) * math.prod(split.pixels.shape[1:]) > room_for_pixels(device):
         return split.take
     everything = torch.from_numpy(split.take(np.arange(len(split)))).to(device)

@@ -1,4 +1,4 @@
-"""What a class may be called: the names of folders and the labels of tables, in many spellings."""
+"""Names of classes: folders and labels of tables, in many spellings."""
 
 import difflib
 import json
@@ -18,8 +18,8 @@ KINDS = {  # a class, or why images are left out: its words (a space stands for 
     "tuberculosis": ("tuberculosis", "tb"),
     "inconclusive": ("inconclusive", "unknown", "nan", "todo"),
     PNEUMONIA: ("pneumonia",),
-    "ill": ("positive", "infected", "infection", "confirmed", "ards"),  # beside the class, never beside normal
-    "": (  # says nothing of the class
+    "positive": ("positive", "infected", "infection", "confirmed", "ards"),  # next to a class, but never to normal
+    "": (  # words that do not name a class
         *("training", "train", "testing", "test", "validation", "valid", "val", "images?", "cases?", "patients?"),
         *("x rays?", "cxrs?", "radiographs?", "chest", "class", "[0-9]"),
     ),
@@ -48,7 +48,7 @@ def fold(name):
 
 
 def meaning(name):
-    """The class that `name` means, why such images are left out, "" if it says nothing of a class, None if unknown.
+    """The class that `name` means, why such images are left out, "" if it names no class, None if unknown.
 
     Every word must be known, and all must mean one class. So "COVID-19 positive (460)" is covid, while "no covid",
     "covid negative" and "not normal" are unknown: their "no", "negative" and "not" are words of no class.
@@ -66,7 +66,7 @@ def meaning(name):
     kinds.discard("")
     if not kinds or (len(kinds) > 1 and "normal" in kinds):
         return None if kinds else ""
-    kinds.discard("ill")
+    kinds.discard("positive")
     if len(kinds) > 1:
         kinds.discard(PNEUMONIA)
     return kinds.pop() if len(kinds) == 1 else None
@@ -125,7 +125,7 @@ class UnknownClassError(ValueError):
 
 
 def _nearest(name):
-    """The class that all words of `name` are near to; "?" if one is not, since it may deny the class."""
+    """The class that all words of `name` resemble; "?" if one does not, since it may negate the class."""
     text, kinds = fold(name), set()
     if MINUS.search(text) or re.sub(f"[a-z0-9]|{SEPARATORS}", "", text):
         return "?"

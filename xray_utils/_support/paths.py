@@ -7,14 +7,17 @@ import pandas as pd
 
 from ..constants import CLASSES
 
-SOURCES = {  # public sets: where they are, under which name they are fetched, what their page is
+SOURCES = {  # public sets: the site, the name there and, of GitHub, the commit
     "covid-cxr": ("kaggle", "sid321axn/covid-cxr-image-dataset-research"),
     "radiography": ("kaggle", "tawsifurrahman/covid19-radiography-database"),
     "covid19-image": ("kaggle", "pranavraikokte/covid19-image-dataset"),
     "chest-xray-pneumonia": ("kaggle", "paultimothymooney/chest-xray-pneumonia"),
-    "actualmed": ("github", "agchung/Actualmed-COVID-chestxray-dataset"),
+    "actualmed": (
+        *("github", "agchung/Actualmed-COVID-chestxray-dataset"),
+        "27240dd8dec9454bc97f9f3c0c432ef434de2517",
+    ),
 }
-CHOICE = "data_dir.txt"  # in the folder of outputs: where `use_images` leaves its choice
+CHOICE = "data_dir.txt"  # in the outputs folder: the choice of `use_images`
 
 
 def repository_dir():
@@ -33,7 +36,7 @@ def data_dir() -> Path:
     """
     if os.environ.get("XRAY_DATA"):
         folder = Path(os.environ["XRAY_DATA"]).expanduser()
-        folder = folder if folder.is_dir() else repository_dir() / folder  # a relative path: from here, or from there
+        folder = folder if folder.is_dir() else repository_dir() / folder  # relative: to here, or to the repository
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"XRAY_DATA is {str(folder)!r}, which is no folder. Set it to the folder that holds the class "
@@ -72,7 +75,7 @@ def external_dir() -> Path | None:
     """
     if os.environ.get("XRAY_EXTERNAL"):
         folder = Path(os.environ["XRAY_EXTERNAL"]).expanduser()
-        folder = folder if folder.is_dir() else repository_dir() / folder  # a relative path: from here, or from there
+        folder = folder if folder.is_dir() else repository_dir() / folder  # relative: to here, or to the repository
         if not folder.is_dir():
             raise FileNotFoundError(f"XRAY_EXTERNAL is {str(folder)!r}, which is no folder. Set it, or unset it.")
         return folder
@@ -94,7 +97,7 @@ def default_size(images: pd.DataFrame) -> int:
 
 
 def outputs_dir(*parts: str) -> Path:
-    """The folder for everything that is made: `XRAY_OUTPUTS` if set, else `outputs/` of the repository."""
+    """The folder for all outputs: `XRAY_OUTPUTS` if set, else `outputs/` of the repository."""
     base = os.environ.get("XRAY_OUTPUTS")
     folder = Path(base).expanduser() if base else repository_dir() / "outputs"
     return folder.joinpath(*parts)

@@ -60,7 +60,7 @@ def _run_folder(name, config, write=True):
     """The folder that holds this run, else the next free one with a message; and the folder it starts from, or None.
 
     A run starts from one that differs in fewer `epochs` alone, if its learning rates do not depend on their number.
-    Of several processes one may `write`: the others come to the same folder, whether its config is there yet or not.
+    Of several processes only one may `write`; the others find the same folder with or without its config.
     """
     settings, shorter = config["settings"], (0, None)  # the epochs of that run, and its folder
     for number in range(1, 10_000):
@@ -100,7 +100,7 @@ def _kept(folder, history):
 
 
 def _save(folder, model, optimizer, plateau, scaler, history):
-    """The checkpoint first, in one piece; a kill after it costs nothing, since `_resume` writes the rest again."""
+    """The checkpoint first, atomically; after a kill `_resume` writes the other files again."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     last = {
         "model": state,
@@ -126,9 +126,9 @@ def _save_best(folder, state, history):
 
 
 def _resume(folder, shorter, model, optimizer, plateau, accelerator):
-    """The history so far; weights, optimizer, schedule and the scaler of fp16 are put back as they were.
+    """The history so far; weights, optimizer, schedule and the scaler of fp16 are restored.
 
-    A run without an epoch of its own takes them from the run `shorter`, whose folder stays as it is.
+    A run without a completed epoch takes them from the run `shorter`, whose folder is not changed.
     """
     source = folder if (folder / "last.pt").is_file() or not shorter else shorter
     if not (source / "last.pt").is_file():
@@ -159,9 +159,9 @@ def _resume(folder, shorter, model, optimizer, plateau, accelerator):
 def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
     """A run from its name or folder, with the weights that were best on validation.
 
-    It is on the GPU, if there is one. model: a network like the one that was trained, where it is your own; the weights
-    go into a copy of it, on its device. Raises FileNotFoundError when there is no such run, or none of its epochs is
-    complete, ValueError for a `model` that is missing or not the one of the run.
+    It is on the GPU, if there is one. model: for a network of your own, one with the same layers; the weights go into a
+    copy of it, on its device. Raises FileNotFoundError for a missing run or one without a completed epoch, ValueError
+    for a `model` that is missing or not the one of the run.
     """
     check_path("run", run, "the name or folder of one")
     own = model is not None

@@ -25,7 +25,7 @@ from .typical import save_typical
 
 SCHEDULES = ("plateau", "cosine", "constant")
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-LOOK_EVERY = 20  # steps on a GPU between two looks at the counters: a look waits for the GPU
+LOOK_EVERY = 20  # steps on a GPU between two readings of the counters: each one waits for the GPU
 
 
 class Counters:
@@ -55,7 +55,7 @@ class Session:
         check_material(model, data, settings["epochs"], settings["batch_size"])
         self.accelerator = accelerator = accelerator_of(settings["precision"])
         self.device = device = accelerator.device
-        if settings["precision"] == "fp16" and device.type == "cpu":  # accelerate would go on in fp32 without a word
+        if settings["precision"] == "fp16" and device.type == "cpu":  # accelerate would silently use fp32
             raise ValueError("precision: 'fp16' is not possible without a GPU. Try 'auto'.")
         self.data, self.name, self.settings = data, name, settings
         config = _config(model, data, name, settings)
@@ -63,7 +63,7 @@ class Session:
         if accelerator.is_main_process:
             save_typical(self.folder, data)
         self.finished = (self.folder / "finished.json").is_file()
-        self.result = copy.deepcopy(model)  # the caller's keeps its first weights: the same call finds this run again
+        self.result = copy.deepcopy(model)  # the caller's model keeps its weights: the same call finds this run again
         if self.finished:
             print(f"{self.folder.name}: this run is complete and is loaded, not repeated.")
             self.result.to(device)
@@ -177,7 +177,7 @@ class Session:
             yield
         except KeyboardInterrupt:
             kept = _kept(self.folder, self.history)
-            print(f"{self.folder.name}: interrupted in epoch {len(self.history) + 1}. {kept} The same call goes on.")
+            print(f"{self.folder.name}: interrupted in epoch {len(self.history) + 1}. {kept} The same call resumes.")
             raise  # so that "run all" stops here, and nothing is tested half-trained
         except (RuntimeError, MemoryError):
             with memory_for(self.settings["batch_size"]):
@@ -207,7 +207,7 @@ def check_settings(
     check_choice("schedule", schedule, SCHEDULES)
     check_number("warmup", warmup, lambda x: 0 <= x < 1, "a share of all steps, from 0 to below 1")
     if warmup and schedule == "plateau":
-        raise ValueError(f"warmup: {warmup!r} goes with schedule 'cosine' or 'constant', not with 'plateau'.")
+        raise ValueError(f"warmup: {warmup!r} needs schedule 'cosine' or 'constant', not 'plateau'.")
     check_flag("class_weights", class_weights)
     if early_stopping is not None:
         check_whole("early_stopping", early_stopping, 1, more=", or None")
@@ -238,7 +238,7 @@ def check_material(model, data, epochs, batch_size):
 
 
 def check_own_network(model, pixels):
-    """Raise ValueError unless a network that is none of the course turns images like `pixels` into logits."""
+    """Raise ValueError unless a network that is not of the course turns images like `pixels` into logits."""
     needed = f"needed: logits [B, {len(CLASSES)}], for {', '.join(CLASSES)}"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -25,7 +25,7 @@ MODEL_COLOURS = {
     "resnet18": "#F0B030",
     "vit": "#30002A",
 }
-OTHER_COLOURS = ("#555555", "#56B4E9", "#7A5CFF")  # what is neither class nor model
+OTHER_COLOURS = ("#555555", "#56B4E9", "#7A5CFF")  # for anything that is neither class nor model
 STYLE = {
     **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 12},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "axes.titleweight": "bold"},
@@ -83,7 +83,7 @@ def _figure(rows=1, columns=1, width=9.0, height=3.5, **options):
 
 
 def save_figure(figure: Figure, name: str) -> Figure:
-    """Writes a figure for slides of your own to `outputs/figures`, as name.svg and name.png; returns it to be shown.
+    """Write a figure for slides of your own to `outputs/figures`, as name.svg and name.png; returns it to be shown.
 
     Raises ValueError for anything but a matplotlib Figure, or a name that is no plain file name.
     """
@@ -95,7 +95,7 @@ def save_figure(figure: Figure, name: str) -> Figure:
     with plt.rc_context(STYLE):
         figure.draw_without_rendering()
         layout, box = figure.get_layout_engine(), figure.get_tightbbox().padded(0.1)
-        figure.set_layout_engine("none")  # it is laid out: once for both files, and for the page
+        figure.set_layout_engine("none")  # the layout is computed once, for both files and the page
         for ending in ("svg", "png"):
             with whole_file(outputs_dir("figures", f"{name}.{ending}")) as path:
                 figure.savefig(path, format=ending, bbox_inches=box, metadata=about)
@@ -119,12 +119,12 @@ def _ink(colour):
 
 
 def _beside(place, values):
-    """Places around `place`, always the same ones, so that points of one value do not hide each other."""
+    """Fixed jitter around `place`, so that equal points do not hide each other."""
     return place + np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
 
 
 def _label_ends(axis, ends):
-    """Names beside the right ends of lines, [(name, x, y, colour)], moved apart where they would overlap."""
+    """Names beside the right ends of lines, [(name, x, y, colour)], moved apart if they overlap."""
     low, high = axis.get_ylim()
     ends, gap, heights = sorted(ends, key=lambda end: end[2]), 0.085 * (high - low), []
     for end in ends:
@@ -138,7 +138,7 @@ def _label_ends(axis, ends):
 
 
 def _name_credits(figure, line):
-    """Write below the figure whose images it shows, where their licence asks for it."""
+    """Write the required credits below the figure."""
     if line:
         figure.supxlabel(line, fontsize=9, color="0.4")
 

@@ -22,9 +22,12 @@ class Layout:
 
     name: str  # the source of its images; "": the user's own table, in which each line must be right
     table: str  # a regular expression: the files that identify the set
-    columns: dict  # names in the table (lower case): file, label, patient, source, view, modality or licence
+    columns: dict  # {name in the table: file, label, patient, source, view, modality or licence}; case does not matter
     folders: tuple  # where its images are, with or without the extension that `file` gives; * stands for anything
-    labels: dict = field(default_factory=dict)  # what labels mean, beyond `meaning`
+    labels: dict = field(default_factory=dict)  # classes of labels that `meaning` does not know
+
+    def __post_init__(self):
+        object.__setattr__(self, "columns", {name.lower(): ours for name, ours in self.columns.items()})
 
 
 COHEN = {"finding": "label", "patientid": "patient", "view": "view", "modality": "modality", "license": "licence"}
@@ -47,7 +50,7 @@ LAYOUTS = (
 
 
 def find_layout(root):
-    """Of the tables in `root`: their layout, all as one table with our columns, the name of the first; or None, thrice.
+    """The layout of the tables in `root`, all as one table with our columns, the name of the first; else three None.
 
     Raises ValueError for a manifest that cannot be used.
     """
@@ -132,10 +135,10 @@ def _renamed(table, layout, name):
 
 
 def rows_of_table(root, layout, table, name, labels):
-    """One row an image (file, label, patient, source; view and licence if there), and what is left out, counted.
+    """One row an image (file, label, patient, source; view and licence if present), and the counts of what is left out.
 
-    labels: as check_labels returns them. A wrong line of an own table is an error: ValueError or FileNotFoundError.
-    Of a public set people have parts, so lines without a file are counted.
+    labels: as check_labels returns them. A wrong row of a manifest raises ValueError or FileNotFoundError. Of public
+    sets people often have parts, so rows without a file are only counted.
     """
     optional = [column for column in table if column in ("view", "licence")]
     table = table.reindex(columns=["file", "label", "patient", "source", "view", "modality", "licence"], fill_value="")
@@ -181,13 +184,13 @@ def rows_of_table(root, layout, table, name, labels):
 
 
 def _folders(root, layout):
-    """The folders of the layout that are there, relative to `root`."""
+    """The existing folders of the layout, relative to `root`."""
     found = [path for pattern in layout.folders for path in (sorted(root.glob(pattern)) if pattern else [root])]
     return [path.relative_to(root).as_posix() for path in found if path.is_dir()]
 
 
 def _places(names, root, layout, files, table_name):
-    """The path of each name relative to `root`, None where no file is. Only an own table may name hidden files."""
+    """The path of each name relative to `root`, None if missing. Only a manifest may name hidden files."""
     there = {os.path.splitext(file)[0]: file for file in files} if layout.name else {}
     there |= {file: file for file in files}
     folders = _folders(root, layout)
@@ -198,7 +201,7 @@ def _places(names, root, layout, files, table_name):
             if path in there:
                 return there[path]
             if not layout.name and os.path.isfile(whole := os.path.normpath(os.path.join(root, path))):
-                if not whole.startswith(f"{root}{os.sep}"):  # by name: links may lead where they like
+                if not whole.startswith(f"{root}{os.sep}"):  # by name: links may lead outside
                     raise ValueError(f"{table_name}: {name!r} lies outside the folder {root.name!r}.")
                 return os.path.relpath(whole, root).replace(os.sep, "/")
         return place(name.replace("\\", "/")) if "\\" in name else None  # written on Windows
@@ -207,7 +210,7 @@ def _places(names, root, layout, files, table_name):
 
 
 def _kind(label, layout, labels):
-    """The class of a label, or why its images are left out; None or "" where a label of an own table is unknown."""
+    """The class of a label, or why its images are left out; None or "" for an unknown label of a manifest."""
     if fold(label) in labels:
         return labels[fold(label)] or f"with label {label!r} (labels)"
     kind = "inconclusive" if label == "" else layout.labels.get(fold(label)) or meaning(label)

@@ -1,4 +1,4 @@
-"""What the training images look like, kept with the run, so that `classify` can say when an image is unlike them."""
+"""Statistics of the training images, saved with the run; `classify` warns if an image is unlike them."""
 
 import json
 
@@ -9,7 +9,7 @@ from .files import whole_file
 
 FILE = "training_images.json"  # in the folder of a run: means and covariances, no image
 SIDE = 8  # pixels of a thumbnail
-LEAST, MOST = 40, 2000  # images: of fewer nothing can be said, and more are not looked at
+LEAST, MOST = 40, 2000  # images: with fewer there is no check; of more, a part is used
 FAR, WITHOUT_LUNGS = 0.99, 0.9  # quantiles of the distance of known images, beyond which an image is called unlike
 TURNS = {
     "its grey levels look inverted": lambda pixels: 255 - pixels,
@@ -58,7 +58,7 @@ def save_typical(folder, data):
 
 
 def load_typical(folder):
-    """What `save_typical` wrote; None where a run has none, ValueError where it is broken."""
+    """Read the file of `save_typical`; None if there is none, ValueError if it is broken."""
     if not (folder / FILE).is_file():
         return None
     try:
@@ -69,9 +69,9 @@ def load_typical(folder):
 
 
 def reasons_against(pixels, known, lungs):
-    """Why the image uint8 [H, W, 3] is unlike those of `load_typical`: a list of words, empty where it is like them.
+    """Why the image uint8 [H, W, 3] is unlike those of `load_typical`: a list of reasons, empty if it is like them.
 
-    Its distance is that of Mahalanobis, with the covariance of Ledoit and Wolf 2004. lungs: whether two were found.
+    By the Mahalanobis distance with the covariance of Ledoit & Wolf (2004). lungs: whether two lungs were found.
     """
     versions = [pixels[None], *(turn(pixels[None]) for turn in TURNS.values())]
     off = np.vstack([_features(one) for one in versions]) - known["mean"]

@@ -45,9 +45,9 @@ def add_controls(
     """Predictions of logistic regressions trained on `rows` and on normal patients of `other_rows`.
 
     known, others: features of the images [n, d], of training and of other hospitals (see `features`). In each draw the
-    normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all others are evaluated, with
-    all images of other classes, so that nobody is in training and in the test. The column addable of `other_rows`, if
-    there is one, marks the rows that may be added (to leave one hospital out). weight: of an added image in the loss.
+    normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all others, and all images of
+    other classes, are evaluated. So no patient is in both. An optional column addable of `other_rows` marks the rows
+    that may be added (to leave one hospital out). weight: of an added image in the loss.
     Returns a predictions table with the columns `added` (patients) and `draw`. Raises ValueError for counts that leave
     no normal patient to evaluate.
     """
@@ -75,14 +75,14 @@ def add_controls(
     with threadpool_limits(1):  # the same bits on any number of cores
         for draw in range(draws):
             order = rng.permutation(addable)
-            asked = ~other_rows.group.isin(order[: max(counts)]).to_numpy()
+            evaluated = ~other_rows.group.isin(order[: max(counts)]).to_numpy()
             for count in counts:
                 chosen = other_rows.group.isin(order[:count]).to_numpy()
                 x, y = np.concatenate([known, others[chosen]]), [*rows.label, *other_rows.label[chosen]]
                 model = LogisticRegression(C=0.1, max_iter=1000)
                 model.fit(scaler.transform(x), y, np.repeat([1.0, weight], [len(known), chosen.sum()]))
-                p = pd.DataFrame(model.predict_proba(scaler.transform(others[asked])), columns=model.classes_)
-                table = other_rows.loc[asked, NEEDED].reset_index(drop=True)
+                p = pd.DataFrame(model.predict_proba(scaler.transform(others[evaluated])), columns=model.classes_)
+                table = other_rows.loc[evaluated, NEEDED].reset_index(drop=True)
                 table["predicted"] = p.idxmax(axis=1)
                 table[PROBABILITIES] = p.reindex(columns=[c[2:] for c in PROBABILITIES], fill_value=0.0).to_numpy()
                 answers.append(table.assign(added=count, draw=draw))
@@ -92,9 +92,9 @@ def add_controls(
 def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Share of normal and of covid images called covid, with intervals, for each number of added patients.
 
-    A row for each `added`: `normal called covid` and `covid recall` are means over the draws; `low` and `high` behind
-    them are the 95 % percentiles of what one draw gives on patients drawn anew (each resample takes one draw at random
-    and its evaluated patients with replacement): they cover which patients were added and which were evaluated.
+    A row for each `added`: `normal called covid` and `covid recall` are means over the draws; `low` and `high` are
+    their 95 % percentile interval (each resample takes one draw at random, and its evaluated patients with
+    replacement). It covers which patients were added and which were evaluated.
     """
     check_table("answers", answers, ["label", "group", "predicted", "added", "draw"], "add_controls")
     check_whole("resamples", resamples, 1)
@@ -149,25 +149,25 @@ def load_external(
     return Split(external.assign(mirrored=False), pixels, np.arange(len(external)))
 
 
-def covid_vs_normal(predictions: pd.DataFrame, illness: str | None = "covid", within: bool = False) -> pd.DataFrame:
+def covid_vs_normal(predictions: pd.DataFrame, positive: str | None = "covid", within: bool = False) -> pd.DataFrame:
     """The covid and normal images of a predictions table, with probabilities of two classes: p / (p + p_normal).
 
-    A network of three classes may call a covid image "virus"; the binary question uses the odds of two classes alone
-    (pairwise comparison: Hand & Till 2001). illness: whose probability is the positive one, "covid" or "virus"; None
-    leaves the probabilities as they are. within: keep only the sources that hold both classes, see `within_sources`;
-    an AUC over several sources may measure how well the sources are separated.
+    A network of three classes may call a covid image "virus"; here only the odds of two classes count
+    (pairwise comparison: Hand & Till 2001). positive: the class whose probability is used, "covid" or "virus"; None
+    leaves the probabilities as they are. within: keep only the sources with both classes, see `within_sources`,
+    since an AUC over several sources may measure how well the sources are separated.
     """
     check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
-    check_choice("illness", illness, ("covid", "virus", None))
+    check_choice("positive", positive, ("covid", "virus", None))
     check_flag("within", within)
     table = predictions[predictions.label.ne("virus")].copy()
     if within:
         check_predictions(predictions, needed=["source"])
         table = table[within_sources(table)]
-    if illness is None:
+    if positive is None:
         return table
-    ill, well = table[f"p_{illness}"], table.p_normal
-    table["p_covid"] = (ill / (ill + well).where(ill + well > 0)).fillna(0.5)
+    score, p_normal = table[f"p_{positive}"], table.p_normal
+    table["p_covid"] = (score / (score + p_normal).where(score + p_normal > 0)).fillna(0.5)
     table["p_normal"], table["p_virus"] = 1 - table.p_covid, 0.0
     table["predicted"] = np.where(table.p_covid > 0.5, "covid", "normal")
     return table
@@ -182,12 +182,12 @@ def within_sources(rows: pd.DataFrame) -> np.ndarray:
     normal = rows.label.eq("normal").groupby(rows.source)
     both = normal.transform("any") & ~normal.transform("all")
     if not both.any():
-        raise ValueError("rows: no source holds normal and other images, so nothing can be learned within one.")
+        raise ValueError("rows: no source holds normal and other images; within_sources needs one.")
     return both.to_numpy()
 
 
 def shared_sources(data: PreparedData) -> PreparedData:
-    """`data` whose training and validation keep only what lies `within_sources`; the test side stays whole."""
+    """`data` with only the sources that hold normal and other images in training and validation; test is unchanged."""
     check_data(data)
     known = data.train.rows.source[within_sources(data.train.rows)].unique()
     sides = {}
@@ -204,7 +204,7 @@ def features(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.n
     check_use(model, split, batch_size)
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     if not layers:
-        raise ValueError(f"model: {str(model)[:50]!r} has no linear layer at its end, whose input to take.")
+        raise ValueError(f"model: {str(model)[:50]!r} has no linear layer; features are the input of the last one.")
     found, keep = [], lambda layer, inputs: found.append(inputs[0].float().cpu())
     with evaluating(model) as device, layers[-1].register_forward_pre_hook(keep):
         for indices in batches(split, batch_size):
@@ -213,11 +213,11 @@ def features(model: torch.nn.Module, split: Split, batch_size: int = 64) -> np.n
     return torch.cat(found).numpy()
 
 
-def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
-    """Log-odds of pneumonia (any class but normal) for each row of the features `asked` [images, d].
+def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, others: np.ndarray) -> np.ndarray:
+    """Log-odds of pneumonia (any class but normal) for each row of the features `others` [images, d].
 
-    A logistic regression on the features `known` of the training `rows` that lie `within_sources`: the source cannot
-    help it.
+    A logistic regression on the features `known` of those training `rows` whose source holds normal and other images
+    (`within_sources`), so that the source does not give the class.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -226,41 +226,42 @@ def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, asked: np.ndarray) -
     within = within_sources(rows)
     known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
     d = known.shape[1]
-    asked = check_array("asked", asked, (None, d), f"as many features an image as known has, {d}")
+    others = check_array("others", others, (None, d), f"as many features an image as known has, {d}")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     with threadpool_limits(1):  # the same bits on any number of cores
         model.fit(known[within], rows.label.to_numpy()[within] != "normal")
-        return model.decision_function(asked)
+        return model.decision_function(others)
 
 
 def covid_auc(rows: pd.DataFrame, scores: np.ndarray) -> dict:
-    """AUC of covid against normal for a score that is high for covid, with its interval: as `compute_metrics`."""
+    """AUC of covid against normal of a score that is high for covid: as `compute_metrics` returns it."""
     check_table("rows", rows, ["file", "label"], "find_images")
     p = scipy.special.expit(_one_each("scores", scores, rows))
     table = rows.assign(predicted="covid", p_covid=p, p_normal=1 - p, p_virus=0.0)
     return compute_metrics(table[table.label.ne("virus")])
 
 
-def uncertainty(predictions: pd.DataFrame, ill: np.ndarray) -> np.ndarray:
-    """Uncertainty score of each prediction: high for covid on an image that looks normal by `pneumonia_scores`.
+def uncertainty(predictions: pd.DataFrame, pneumonia: np.ndarray) -> np.ndarray:
+    """Uncertainty score of each prediction: high for covid on an image with a low pneumonia score.
 
-    Other predictions get minus infinity. Abstain above a threshold, such as the 0.9 quantile on validation.
+    pneumonia: the `pneumonia_scores` of the images. Predictions other than covid get minus infinity. Abstain above a
+    threshold, such as the 0.9 quantile on validation.
     """
     check_predictions(predictions)
-    return np.where(predictions.predicted.eq("covid"), -_one_each("ill", ill, predictions), -np.inf)
+    return np.where(predictions.predicted.eq("covid"), -_one_each("pneumonia", pneumonia, predictions), -np.inf)
 
 
 def _one_each(argument, numbers, predictions):
-    """`numbers` as an array, one for each prediction; raise ValueError for another count or not a number."""
+    """`numbers` as an array, one for each prediction; ValueError for another length or NaN."""
     n = len(predictions)
     return check_array(argument, numbers, (n,), f"one number for each of {n} predictions", lambda x: ~np.isnan(x))
 
 
 def risk_coverage(predictions: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
-    """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the predictions that are left after abstaining.
+    """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the predictions that remain after abstaining.
 
-    One row for each number of answered images, the least uncertain first; it starts with all that have minus infinity.
-    Ties are in the order of the table.
+    One row for each number of predictions kept, the least uncertain first; the first row has all with a score of minus
+    infinity. Ties keep the order of the table.
     """
     check_predictions(predictions)
     scores = _one_each("scores", scores, predictions)
@@ -273,7 +274,7 @@ def risk_coverage(predictions: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame
 def abstain(predictions: pd.DataFrame, scores: np.ndarray, threshold: float) -> dict:
     """Shares after abstaining above `threshold`, with 95 % intervals over groups, as a dict.
 
-    `answered` of all images, `covid_answered` of the covid images, and `normal_safe`: normal images without a
+    Coverage: `answered` of all images, `covid_answered` of the covid images, and `normal_safe`: normal images without a
     prediction or not called covid.
     """
     check_predictions(predictions)

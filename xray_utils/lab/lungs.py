@@ -1,6 +1,6 @@
-"""Lung segmentation by a small U-Net that was trained on synthetic radiographs alone; no download needed.
+"""Lung segmentation by a small U-Net trained on synthetic radiographs only; no download needed.
 
-`results/scripts/lung_network.py` draws them and trains it.
+`results/scripts/lung_network.py` draws the radiographs and trains the network.
 """
 
 from functools import cache
@@ -18,14 +18,14 @@ from .._support.checks import check_number
 from ..models import load_weights
 
 WEIGHTS = Path(__file__).with_name("lungs.safetensors")
-SIZE = 64  # pixels a side of what the network sees
-TRUSTED = 0.9  # the least score of a trusted estimate
+SIZE = 64  # pixels along a side of the network's input
+TRUSTED = 0.9  # the lowest score of a trusted estimate
 
 
 class LungNet(nn.Module):
     """Standardised grey images [B, 1, 64, 64] to logits of lung [B, 64, 64]; 105,956 parameters.
 
-    A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose first step halves the image, which makes it fast.
+    A U-Net (Ronneberger et al. 2015, arXiv:1505.04597) whose first step halves the resolution, for speed.
     """
 
     def __init__(self, widths=(16, 24, 32, 48)):
@@ -40,7 +40,7 @@ class LungNet(nn.Module):
         pairs = list(zip(widths, widths[1:], strict=False))
         self.down = nn.ModuleList(nn.Sequential(conv(a, b), conv(b, b)) for a, b in [(first, first), *pairs])
         self.up = nn.ModuleList(conv(a + b, a) for a, b in pairs)
-        self.head = nn.Conv2d(first, 4, 1)  # the four pixels of each that the stem made one of
+        self.head = nn.Conv2d(first, 4, 1)  # 2 x 2 pixels for each that the stem halved
 
     def forward(self, x):
         x, kept = self.stem(x), []
@@ -102,7 +102,7 @@ def lung_fields(pixels: np.ndarray) -> LungFields:
 
 
 def _two_lungs(lung):
-    """Of probabilities [H, W]: the mask of the two largest parts, its score, and whether they lie like two lungs."""
+    """From probabilities [H, W]: the mask of the two largest parts, its score, and whether they look like two lungs."""
     parts, count = ndimage.label(lung > 0.5)
     sizes = np.bincount(parts.ravel(), minlength=2)[1:]
     largest = 1 + np.argsort(-sizes, kind="stable")[: min(2, count)]
@@ -114,9 +114,9 @@ def _two_lungs(lung):
 
 
 def equalise(pixels: np.ndarray) -> np.ndarray:
-    """Standardised intensity: grey, and every grey level about as frequent as any other. uint8 [B, H, W, 3].
+    """Histogram equalisation of the whole grey image (Pizer et al. 1987). uint8 [B, H, W, 3].
 
-    (Histogram equalisation of the whole image, Pizer et al. 1987.) For `change_data`. Raises ValueError for
+    For `change_data`. Raises ValueError for
     anything but such pixels.
     """
     check_pixels(pixels)
@@ -125,10 +125,10 @@ def equalise(pixels: np.ndarray) -> np.ndarray:
 
 
 def crop_lungs(pixels: np.ndarray, margin: float = 0.05) -> np.ndarray:
-    """The box around the lung fields, stretched to the full image: little of border, marks, shoulders is left.
+    """The box around the lung fields, stretched to the full image: removes most of border, marks and shoulders.
 
-    pixels: uint8 [B, H, W, 3], and so is what comes back. margin: kept around the lungs, a share of the width of the
-    image. Estimates that are not trusted count too; where `lung_fields` finds no lung the image stays as it is.
+    pixels and result: uint8 [B, H, W, 3]. margin: around the lungs, a share of the image width. Untrusted estimates
+    are used too; an image without a lung field is not changed.
     For `change_data`. Raises ValueError for anything but such pixels, or a bad margin.
     """
     check_number("margin", margin, lambda m: 0 <= m <= 1, "a share of the width, from 0 to 1")

@@ -25,10 +25,10 @@ def _is_hugging_face_vit(model):
 
 
 def _last_stage(model, image):
-    """The name of the module whose output Grad-CAM weighs, found by passing one normalised `image` [1, 3, H, W].
+    """The name of the module that Grad-CAM uses, found by a forward pass of one normalised `image` [1, 3, H, W].
 
-    Of a CNN the last with maps [1, C, h, w] of more than a pixel. Of a network of tokens [1, T, C] the last layer
-    normalisation whose patches change the logits: where a class token answers, the one before the last attention.
+    CNN: the last module with maps [1, C, h, w] of more than a pixel. Tokens [1, T, C]: the last layer normalisation
+    whose patches change the logits (with a class token, the one before the last attention).
     """
     outputs = {}
     with ExitStack() as hooks:
@@ -45,13 +45,13 @@ def _last_stage(model, image):
 
 
 def _as_maps(stage):
-    """Tokens [B, T, C] as maps [B, C, side, side], without the class token and others before the patches."""
+    """Tokens [B, T, C] as maps [B, C, side, side], without the tokens before the patches."""
     side = math.isqrt(stage.shape[1])
     return stage[:, stage.shape[1] - side**2 :].mT.unflatten(2, (side, side)) if stage.ndim == 3 else stage
 
 
 def _indices(target, split):
-    """`target` as class indices, one an image; None stays: each image's predicted class."""
+    """`target` as class indices, one an image; None (the predicted class) stays None."""
     if target is None or (isinstance(target, str) and target in CLASSES):
         return None if target is None else np.full(len(split), CLASSES.index(target))
     wanted = [target] if isinstance(target, str) else list(target) if np.iterable(target) else [target]
@@ -64,7 +64,7 @@ def _indices(target, split):
 
 
 def _to_image(maps, size):
-    """Coarse maps [B, h, w] to numpy [B, H, W], the highest point of each 1; a map without any stays 0."""
+    """Coarse maps [B, h, w] to numpy [B, H, W], each with a maximum of 1; an all-zero map stays 0."""
     maps = F.interpolate(maps[:, None].float(), size=size, mode="bilinear", align_corners=False)[:, 0]
     return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
 
@@ -74,9 +74,9 @@ def grad_cam(
 ) -> np.ndarray:
     """Grad-CAM: evidence for a class in the last convolutions, float32 [B, H, W] in 0..1 (Selvaraju et al. 2017).
 
-    target: None for the class that is predicted, the name of one, or a list with one an image (arXiv:1610.02391).
-    layer: the module whose output [B, C, h, w], or tokens [B, T, C], is weighed, by name; None for the last with such
-    an output. A map is all 0 if nothing supports the class. The model is not changed. Raises ValueError for a
+    target: None for the predicted class, a class, or a list with one class an image (arXiv:1610.02391). layer: name
+    of the module whose output [B, C, h, w] or [B, T, C] is used; None for the last such module. A map is all 0 if
+    nothing supports the class. The model is not changed. Raises ValueError for a
     network without such a layer, or a `layer` with another output.
     """
     check_use(model, split, batch_size)
@@ -90,7 +90,10 @@ def grad_cam(
             raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution.")
         with modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output)):
             for indices in batches(split, batch_size):
-                with memory_for(len(indices)), torch.enable_grad():  # from the input on: the weights may be frozen
+                with (
+                    memory_for(len(indices)),
+                    torch.enable_grad(),
+                ):  # of the input: weights may be frozen
                     images = to_input(split.take(indices), model, device).requires_grad_()
                     logits, stage = logits_of(model, images), kept.pop()
                     square = stage.ndim == 3 or stage.ndim == 4 and stage.shape[2] == stage.shape[3]
@@ -117,7 +120,7 @@ def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16
     config = model.config
     before, maps = config._attn_implementation, []
     try:
-        config._attn_implementation = "eager"  # the only one that shows its attention
+        config._attn_implementation = "eager"  # the only implementation that returns attention
         for indices in batches(split, batch_size):
             rollout = None
             with memory_for(len(indices)), evaluating(model) as device:
@@ -135,7 +138,7 @@ def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16
 def saliency_maps(model: torch.nn.Module, split: Split, target: str | None = None, batch_size: int = 16) -> np.ndarray:
     """The map of each image, float32 [B, H, W] in 0..1: `attention_rollout` of a Hugging Face ViT, else `grad_cam`.
 
-    target: see `grad_cam`. Raises ValueError for a target with a ViT, whose rollout knows no class.
+    target: see `grad_cam`. Raises ValueError for a target with a ViT: its rollout does not depend on the class.
     """
     if not _is_hugging_face_vit(model):
         return grad_cam(model, split, target, batch_size=batch_size)
@@ -147,7 +150,7 @@ def saliency_maps(model: torch.nn.Module, split: Split, target: str | None = Non
 def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     """Share of each map [B, H, W] inside the mask, and the share of a uniform map: a row for each image.
 
-    Columns `share` (of the map's mass; not a number where the map is all 0), `area` (of the image) and their
+    Columns `share` (of the sum of the map; NaN where the map is all 0), `area` (of the image) and their
     `difference`. Raises ValueError where maps and masks do not fit together.
     """
     maps, masks = np.asarray(maps), np.asarray(masks)
@@ -166,10 +169,10 @@ def randomised(model, seed=0):
     """The same network with new random weights, which differ from the initial weights of the training."""
     device, spec = next(model.parameters()).device, getattr(model, "spec", None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # far from the seeds that networks begin with
+        torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # unlike the seeds of trainings
         if spec:
-            other = build(spec, model.input_mean, model.input_std)  # draws a ViT anew, but a CNN always the same
-        else:  # of your own: what no layer draws anew, such as position embeddings, gets its values in another order
+            other = build(spec, model.input_mean, model.input_std)  # a ViT gets new weights, a CNN always the same
+        else:  # of your own: parameters that no layer resets, such as position embeddings, are shuffled
             other = copy.deepcopy(model).cpu()
             for tensor in other.parameters():
                 tensor.copy_(tensor.flatten()[torch.randperm(tensor.numel())].view_as(tensor))
@@ -183,8 +186,8 @@ def sanity_check(model: torch.nn.Module, split: Split, seed: int = 0, batch_size
     """Rank correlation of each map with that of the same network with random weights, [B] (Adebayo et al. 2018).
 
     A map that hardly changes shows the image or the architecture, not what was learned (arXiv:1810.03292): near
-    0 is good, near 1 disqualifies the map. The class asked for is the one that the trained network predicts. Not a
-    number where one of the two maps is the same everywhere.
+    0 is good, near 1 disqualifies the map. Both maps are of the class that the trained network predicts. NaN if one of
+    them is constant.
     """
     check_use(model, split, batch_size)
     check_whole("seed", seed)

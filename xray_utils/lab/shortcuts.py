@@ -29,11 +29,11 @@ from ..metrics import compare_two, compute_metrics
 from ..prepared import PreparedData, Split, check_data, check_split
 from .lungs import lung_fields
 
-CENTRE = (0.12, 0.88)  # of the height and the width: the box that holds the lungs on most radiographs
+CENTRE = (0.12, 0.88)  # shares of height and width: the box around the lungs on most radiographs
 
 
 def hide_centre(pixels):
-    """The border alone: the box that holds the lungs is black (Maguolo & Nanni 2021, PMC8086233). [B, H, W, 3]."""
+    """Only the border: the box around the lungs is black (Maguolo & Nanni 2021, PMC8086233). [B, H, W, 3]."""
     low, high = (round(share * pixels.shape[1]) for share in CENTRE)
     pixels = pixels.copy()
     pixels[:, low:high, low:high] = 0
@@ -41,7 +41,7 @@ def hide_centre(pixels):
 
 
 def hide_border(pixels):
-    """The box that holds the lungs alone: everything around it is black. [B, H, W, 3]."""
+    """Only the box around the lungs; the border is black. [B, H, W, 3]."""
     return pixels - hide_centre(pixels)
 
 
@@ -51,17 +51,17 @@ def blur(pixels, radius=8):
 
 
 def grey(pixels):
-    """The mean of the three channels in each of them: no colour."""
+    """Without colour: each channel is the mean of the three."""
     return np.repeat(pixels.mean(axis=-1, keepdims=True).round().astype(np.uint8), 3, axis=-1)
 
 
 def hide_lungs(pixels):
-    """The lungs black, as far as `lung_fields` finds them; the rest as it is. [B, H, W, 3]."""
+    """The lung fields (see `lung_fields`) black; the rest unchanged. [B, H, W, 3]."""
     return np.where(lung_fields(pixels).masks[..., None], 0, pixels).astype(np.uint8)
 
 
 def only_lungs(pixels):
-    """The lungs alone, as far as `lung_fields` finds them, on black. [B, H, W, 3]."""
+    """The lung fields (see `lung_fields`) on black. [B, H, W, 3]."""
     return np.where(lung_fields(pixels).masks[..., None], pixels, 0).astype(np.uint8)
 
 
@@ -78,7 +78,7 @@ class ChangedSplit(Split):
     change, kept, known = None, None, None
 
     def take(self, indices):
-        """The changed images at `indices` as uint8 [B, size, size, 3]; each once, if all fit in a quarter GiB."""
+        """The changed images at `indices` as uint8 [B, size, size, 3]; cached if all fit in a quarter GiB."""
         indices = np.arange(len(self))[indices]
         if len(self) * math.prod(self.pixels.shape[1:]) > ROOM:
             return self.change(super().take(indices))
@@ -91,7 +91,7 @@ class ChangedSplit(Split):
         return self.kept[indices]
 
     def fingerprint(self):
-        """sha256 over rows and changed pixels: a run on these is another run."""
+        """sha256 over rows and changed pixels, so that `fit` starts another run."""
         digest = hashlib.sha256(self.rows[["file", "label", "mirrored"]].to_csv(index=False).encode())
         for start in range(0, len(self), 256):
             digest.update(self.take(np.arange(start, min(start + 256, len(self)))).tobytes())
@@ -122,7 +122,7 @@ def plant_marker(split: Split, shift: int = 0, share: float = 0.07) -> Split:
     """A copy of `split`, in memory, with a marker for its class in the upper left corner.
 
     Stripes for covid, columns for normal, a chessboard for virus; `shift=1` gives each class the marker of the next.
-    share: width of the marker, of that of the image.
+    share: width of the marker as a share of the image width.
     """
     check_split(split)
     check_whole("shift", shift)
@@ -166,14 +166,14 @@ def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, fold
 
 
 def metadata_features(images):
-    """What `audit_images` noted of each file: width, height, aspect, tint and mode. [images, d]."""
+    """Columns of `audit_images` as features: width, height, aspect, tint and mode. [images, d]."""
     check_table("images", images, ["width", "height", "mode", "tint"], "audit_images")
     columns = images[["width", "height", "tint"]].astype(float).assign(aspect=np.log(images.width / images.height))
     return np.hstack([columns.to_numpy(), pd.get_dummies(images["mode"]).to_numpy(float)])
 
 
 def thumbnail_features(split, size=16):
-    """Each image of `split` as `size` x `size` pixels of three channels, in a row: [images, size * size * 3]."""
+    """Each image of `split` resized to `size` x `size` pixels, flattened: [images, size * size * 3]."""
     indices = np.arange(len(split))
     small = [resize(Image.fromarray(split.take(indices[i : i + 1])[0]), size) for i in indices]
     return np.stack(small).reshape(len(small), -1).astype(float)
@@ -188,7 +188,7 @@ def all_images(data):
 
 
 def shortcut_baselines(data: PreparedData, seed: int = 0) -> dict:
-    """Out-of-fold predictions for every image of `data`, made without looking at the lungs: `{"name": predictions}`.
+    """Out-of-fold predictions for every image of `data`, without the lungs: `{"name": predictions}`.
 
     Logistic regressions (`cross_validate`) on the metadata of the files, on the border of the image, on the whole image
     shrunk to 16 x 16 pixels, and on that with shuffled labels (one label a group: chance).
@@ -197,12 +197,12 @@ def shortcut_baselines(data: PreparedData, seed: int = 0) -> dict:
     split = all_images(data)
     rows, whole = split.rows, thumbnail_features(split)
     one = rows.groupby("group").label.first()
-    lottery = pd.Series(np.random.default_rng(seed).permutation(one), one.index)
+    shuffled = pd.Series(np.random.default_rng(seed).permutation(one), one.index)
     return {
         "metadata only": cross_validate(metadata_features(rows), rows, seed),
         "only the border": cross_validate(thumbnail_features(change_split(split, "only the border")), rows, seed),
         "16 x 16 pixels": cross_validate(whole, rows, seed),
-        "16 x 16, shuffled labels": cross_validate(whole, rows.assign(label=rows.group.map(lottery)), seed),
+        "16 x 16, shuffled labels": cross_validate(whole, rows.assign(label=rows.group.map(shuffled)), seed),
     }
 
 
@@ -256,11 +256,11 @@ def summarise(
     """All experiments in one table for `plot_experiments`: `score, low, high, expected, beyond`, one row each.
 
     baselines: the table of `shortcut_table`. answers, retrained: `{"as it is": predictions, "grey": ...}`, keys as in
-    `CHANGES`, of a network as it was trained and of one retrained on such images. marked: predictions where the planted
-    marker agrees with the class, and where it contradicts. internal_external: two tables of `covid_vs_normal`.
+    `CHANGES`, of the trained network and of one retrained on such images. marked: predictions where the planted
+    marker agrees with the class, and where it contradicts it. internal_external: two tables of `covid_vs_normal`.
     score: balanced accuracy, or AUC. expected: the score of a network that uses the lungs alone (chance where they are
-    hidden, no loss where they are visible). beyond: the whole interval lies beyond that (the interval of the paired
-    difference where no loss is expected; see `compare_two`).
+    hidden, no loss where they are visible). beyond: the whole interval lies beyond the expected score (where no loss is
+    expected: the interval of the paired difference, see `compare_two`).
     """
     check_table("baselines", baselines, ["balanced accuracy", "low", "high"], "shortcut_table")
     complete = baselines.assign(expected=baselines.get("expected")).dropna()
@@ -282,7 +282,7 @@ def summarise(
     def add(name, table, chance=np.nan, than=None, key="balanced_accuracy"):
         metrics, expected, beyond = compute_metrics(table), chance, False
         low, high = metrics[f"{key}_interval"] or (np.nan, np.nan)
-        if than is not None:  # where nothing may be lost: the interval of the paired loss
+        if than is not None:  # no loss is expected: the interval of the paired difference
             expected = compute_metrics(than, resamples=1)[key]
             beyond = (compare_two(than, table, key)["difference_interval"] or [0, 0])[1] < 0
         rows.loc[name] = [metrics[key], low, high, expected, beyond or low > chance]

@@ -70,7 +70,7 @@ def classify(
 ) -> Classification:
     """Classify one X-ray with the network of `run`; print the `Classification` with a warning (no diagnosis).
 
-    It says so when the image is unlike the training images: inverted, turned, coloured, no chest.
+    It warns if the image is unlike the training images: inverted, turned, coloured, no chest.
     image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
     folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
     Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError for a path or a run
@@ -129,14 +129,14 @@ def _rgb_of(image):
 
 
 def _has_reader():
-    """Whether somebody could answer a question: nbconvert, papermill and nbval run cells without."""
+    """Whether a user can answer: not in nbconvert, papermill and nbval."""
     return getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False)
 
 
 def image_form(run: Run | str | Path, files: list = (), look: Callable | None = saliency_maps) -> None:
     """Show a form to pick one of `files` (paths) or to upload an X-ray, and the result of `classify` below it.
 
-    Without a reader who could use it (nbconvert, papermill, tests), or without ipywidgets, it says so and shows none.
+    Without a user (nbconvert, papermill, tests) or ipywidgets it prints a message instead.
     """
     run = _run_of(run)
     _check_look(look)
@@ -220,8 +220,8 @@ tags: [chest-x-ray, education, not-for-clinical-use]
 ---
 # {name}
 
-**Not for clinical use.** This network is the exercise of a course. What it says is no diagnosis, and nothing here
-tells how it does in another hospital. It answers to any image, with one of: {classes}.
+**Not for clinical use.** This network is the exercise of a course. Its output is no diagnosis, and it was not
+validated in another hospital. It classifies every image as one of: {classes}.
 
 Network `{network}`, {parameters:,} parameters, trained on {train:,} images (protocol `{protocol}`).
 {warning}
@@ -231,8 +231,8 @@ Network `{network}`, {parameters:,} parameters, trained on {train:,} images (pro
 {loading}
 ```
 
-Images of 8 bits a channel, stretched to {size} x {size} pixels. The course brings others (16 bits, transparency) into
-that form first, and resizes with Pillow: on large images its probabilities differ a little from these.
+Images of 8 bits a channel, stretched to {size} x {size} pixels. The course converts others (16 bits, transparency)
+first, and resizes with Pillow: on large images its probabilities differ a little from these.
 
 ## Test
 
@@ -261,7 +261,7 @@ def export_model(run: Run, folder: str | Path | None = None) -> Path:
         check_path("folder", folder, "where to write it, or None")
     folder = Path(folder).expanduser() if folder else outputs_dir("export", run.name)
     if folder.is_file() or folder.is_dir() and {path.name for path in folder.iterdir()} - set(EXPORTED):
-        raise FileExistsError(f"folder: {folder} holds something else than an export. Give another folder.")
+        raise FileExistsError(f"folder: {folder} holds more than an export. Give another folder.")
     with _writing_to(folder.parent), _folder_beside(folder) as temporary:
         whole = temporary / "export"
         whole.mkdir()
