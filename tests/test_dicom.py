@@ -173,6 +173,14 @@ def test_lateral_views_are_left_out_and_counted(view, tmp_path, capsys):
     assert "Left out: 1 lateral view" in capsys.readouterr().out
 
 
+def test_other_modalities_are_left_out_and_counted(tmp_path, capsys):
+    root = folder_of_dicom(tmp_path)
+    for name, modality in (("s1", "CT"), ("s2", "CT"), ("s3", "MR"), ("s4", "DX")):
+        write(root / "covid" / f"{name}.dcm", PatientID=name, Modality=modality)
+    assert [f for f in xu.find_images(root).file if "/s" in f] == ["covid/s4.dcm"]
+    assert "Left out: 2 CT, 1 MR\n" in capsys.readouterr().out
+
+
 def test_without_pydicom_the_files_are_left_out_and_it_says_so(tmp_path, monkeypatch, capsys):
     root = folder_of_dicom(tmp_path)
     for label in ("covid", "normal"):

@@ -83,9 +83,23 @@ class Tokens(nn.Module):
         return self.head(tokens.mean(1) if self.mean else tokens[:, 0])
 
 
+class ClassAttention(Tokens):
+    """As in CaiT: the last normalisation sees the class token alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.LayerNorm(8), nn.Flatten(), nn.Linear(8, 3))
+
+    def forward(self, images):
+        patches = self.norm(self.patches(images).flatten(2).mT)
+        first = self.first[:1].expand(len(images), -1, -1)
+        return self.head(self.attention(first, patches, patches)[0])
+
+
 OWN = {  # networks, and the layer whose output is weighed
     "class token": (Tokens, "before"),
     "mean of the tokens": (lambda: Tokens(mean=True), "norm"),
+    "class attention": (ClassAttention, "norm"),
     "mobilenet": (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), "features"),
     "densenet": (lambda: torchvision.models.densenet121(num_classes=3), "features"),
     "baseline_cnn": (xu.baseline_cnn, "7"),
@@ -97,7 +111,7 @@ OWN = {  # networks, and the layer whose output is weighed
 @pytest.mark.parametrize("case", OWN)
 def test_the_layer_of_a_map_is_found_and_the_network_left_as_it_was(case):
     make, layer = OWN[case]
-    size = 224 if "vit" in case else 32 if make is Tokens or "mean" in case else 64
+    size = 224 if "vit" in case else 32 if make in (Tokens, ClassAttention) or "mean" in case else 64
     split = make_split(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8))
     torch.manual_seed(0)
     if isinstance(make, str):

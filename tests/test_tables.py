@@ -27,10 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
         (["2019-nCoV", "covid+", "Covid 19 cases"], "covid"),
         (["NORMAL (healthy)", "No_Findings", "NoFinding", "Normal chest x-rays [90]"], "normal"),
         (["v\u00edrus", "VI\u0301RUS", "Pneumonia/Viral/SARS", "MERS-CoV", "SARS", "ViralPneumonia"], "virus"),
+        (["covid_0", "covid=0", "COVID19 (00)"], None),
+        (["covid_10", "covid_1", "covid 2020", "COVID-190"], "covid"),
         (["no_covid", "non-covid", "nocovid", "covid negative", "COVID-19 (-)", "!covid", "COVID\u9634\u6027"], None),
         (["not normal", "abnormal", "unhealthy", "normal pneumonia", "no normal"], None),
         (["covid and normal", "virus covid", "covid19-dataset", "post-covid", "Normais", "positive"], None),
-        (["train", "images", "chest_xray", "12", ""], ""),
+        (["train", "train_0", "images", "chest_xray", "12", ""], ""),
     ],
 )
 def test_a_name_is_read_only_if_all_its_words_mean_one_class(names, kind):
@@ -85,6 +87,12 @@ SETS = {
         {"png/aa.png": "covid"},
         {"lateral view": 1},
     ),
+    "nih sample": (
+        ["sample/images/1.png", "sample/images/2.png"],
+        {"sample_labels.csv": NIH},
+        {"sample/images/1.png": "normal"},
+        {"pneumonia of unknown kind": 1, "file missing": 2},
+    ),
     "nih": (
         ["images_001/images/1.png", "images_012/images/2.png", "images_012/images/3.png"],
         {"Data_Entry_2017_v2020.csv": NIH},
@@ -125,16 +133,18 @@ def test_the_columns_of_a_set_are_found_in_any_case(tmp_path, monkeypatch):
     assert images.patient.tolist() == ["other:1", "other:2"] and images.label.tolist() == ["covid", "normal"]
 
 
-@pytest.mark.parametrize("inside", ["", "master"])
+@pytest.mark.parametrize("inside", ["", "archive/master"])
 @pytest.mark.parametrize("name", SETS)
 def test_a_public_set_is_read_by_its_table(name, inside, tmp_path, capsys):
     files, tables, classes, counted = SETS[name]
     tree(tmp_path / "set" / inside, files, tables)
+    (tmp_path / "set" / "__MACOSX").mkdir()
+    (tmp_path / "set" / "README.txt").touch()
     images = xu.find_images(tmp_path / "set", least_classes=1)
     assert dict(zip(images.file, images.label, strict=True)) == classes
     assert left_out(capsys) == counted
-    assert images.source.str.startswith(name).all()
-    assert images.patient.str.startswith(f"{name}:").all() if name != "figure1" else images.patient.isna().all()
+    assert images.source.str.startswith(source := name.split()[0]).all()
+    assert images.patient.str.startswith(f"{source}:").all() if name != "figure1" else images.patient.isna().all()
 
 
 def test_no_file_of_a_public_set_is_an_error(tmp_path):
@@ -163,12 +173,26 @@ def test_a_table_of_no_known_set_is_named_and_folders_are_read(tmp_path, capsys)
         "file\tlabel\tnote\ncovid/a.png\tcovid\t1,5\nnormal/b.png\tnormal\t2\n",
         " File ,LABEL\ncovid\\a.png,Covid \n normal\\b.png,normal\n",
         "\ufefffile,label\r\ncovid/a.png,covid\r\nnormal/b.png,normal\r\n",
+        "\ufeffsep=;\r\nfile;label\r\ncovid/a.png;covid\r\nnormal/b.png;normal\r\n",
+        'file;label;"years, months, days"\ncovid/a.png;covid;1\nnormal/b.png;normal;2\n',
     ],
-    ids=["semicolons", "tabs", "upper case, blanks, backslashes", "byte-order mark"],
+    ids=["semicolons", "tabs", "upper case, blanks, backslashes", "byte-order mark", "sep=", "commas in a name"],
 )
 def test_a_manifest_may_be_saved_in_many_ways(text, tmp_path):
-    images = xu.find_images(tree(tmp_path, ["covid/a.png", "normal/b.png"], {"manifest.csv": text}))
+    images = xu.find_images(tree(tmp_path, ["covid/a.png", "normal/b.png"], {"Manifest.CSV": text}))
     assert images[["file", "label"]].values.tolist() == [["covid/a.png", "covid"], ["normal/b.png", "normal"]]
+
+
+def test_lateral_views_and_ct_of_a_manifest_are_counted(tmp_path, capsys):
+    text = "file,label,view,modality\na.png,covid,PA,DX\nb.png,normal,,\nc.png,normal,Lateral,\nd.png,covid,,CT\n"
+    images = xu.find_images(tree(tmp_path, ["a.png", "b.png", "c.png", "d.png"], {"manifest.csv": text}))
+    assert images.file.tolist() == ["a.png", "b.png"] and left_out(capsys) == {"lateral view": 1, "CT": 1}
+
+
+def test_a_table_further_down_is_not_used_where_images_lie_beside_its_folder(tmp_path):
+    tree(tmp_path, ["c.png", "set/a.png", "set/b.png"], {"set/manifest.csv": "file,label\na.png,covid\nb.png,normal\n"})
+    with pytest.raises(ValueError, match="unknown class 'set'.*in one folder, write a manifest.csv .file, label"):
+        xu.find_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +272,7 @@ def test_folders_named_by_numbers_alone_are_asked_for(tmp_path):
         xu.find_images(draw_tree(tmp_path, ["0/a.png", "1/b.png"]))
 
 
-@pytest.mark.parametrize("name", ["no_covid", "covid negative", "abnormal", "anormais", "ohne covid", "covid!"])
+@pytest.mark.parametrize("name", ["no_covid", "covid_0", "abnormal", "anormais", "ohne covid", "covid!"])
 def test_no_class_is_proposed_for_a_name_that_denies_one(name, tmp_path):
     with pytest.raises(ValueError) as caught:
         xu.find_images(draw_tree(tmp_path, ["covid/a.png", f"{name}/b.png"]))
@@ -303,6 +327,21 @@ def test_every_kind_of_archive_gives_its_files(kind, tmp_path):
     archives.check_archive(archive)
     nested = {f"data/inner/{name}" for name in FILES} | {"data/readme.txt"}
     assert unpacked(archive) == (nested if kind in ("zip.zip", "tgz.zip") else set(FILES))
+
+
+def test_archives_of_archives_are_unpacked_without_the_files_of_macos(tmp_path):
+    covid, normal = (zip_of(tmp_path / "part.zip", {name: b"1"}).read_bytes() for name in ("a.png", "b.png"))
+    deep = zip_of(tmp_path / "deep.zip", {"covid.zip": covid}).read_bytes()
+    archive = zip_of(tmp_path / "a.zip", {"deep.zip": deep, "normal.zip": normal, "__MACOSX/._normal.zip": b"x"})
+    assert unpacked(archive) == {"deep/covid/a.png", "normal/b.png", "__MACOSX/._normal.zip"}
+
+
+def test_an_archive_beside_a_folder_of_its_name_leaves_nothing(tmp_path):
+    inner = zip_of(tmp_path / "normal.zip", {"b.png": b"2"}).read_bytes()
+    archive = zip_of(tmp_path / "a.zip", {"normal.zip": inner, "normal/readme.txt": b"x"})
+    with pytest.raises(ValueError, match="normal.zip lies beside normal. Unpack them, and give the folder"):
+        archives.unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_archive_beside_images_stays_packed_aloud(tmp_path, capsys):

@@ -1112,6 +1112,20 @@ def test_a_run_of_a_network_of_ones_own_is_loaded_with_it(data):
     assert torch.equal(own[1].weight, first) and not hasattr(other, "input_mean"), "the network passed was changed"
 
 
+def test_a_network_whose_layers_share_weights_is_kept_and_exported(data):
+    shared = nn.Linear(3 * 8 * 8, 3 * 8 * 8)
+    own = nn.Sequential(nn.Flatten(), shared, nn.ReLU(), shared, nn.Linear(3 * 8 * 8, 3))
+    own.input_mean, own.input_std = [0.5] * 3, [0.5] * 3
+    run = fit(own, data, "own", epochs=1)
+    loaded = xu.load_run("own", own).model
+    assert same_weights(loaded, run.model) and loaded[1] is loaded[3]
+    weights = load_file(xu.export_model(run) / "model.safetensors")
+    own.load_state_dict(weights)
+    assert same_weights(own, run.model)
+    with pytest.raises(ValueError, match="^model: none of its layers gives maps or tokens"):
+        xu.saliency_maps(run.model, data.val)
+
+
 @pytest.mark.parametrize(
     ("layer", "said"),
     [

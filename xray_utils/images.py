@@ -48,12 +48,11 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
     check_whole("least_classes", least_classes, 1, len(CLASSES))
     labels = check_labels(labels)
     root = Path(folder).expanduser().resolve()
-    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-    if len(entries) == 1 and entries[0].is_dir():  # an unpacked archive often has one top folder
-        layout, *table = find_layout(entries[0])
-        root = entries[0] if layout else root
-    else:
-        layout, *table = find_layout(root)
+    layout, *table = find_layout(root)
+    inner = root
+    while not layout and (inner := _folder_inside(inner)):  # an unpacked archive often has one top folder
+        layout, *table = find_layout(inner)
+    root = inner if layout else root
     rows, left_out = rows_of_table(root, layout, *table, labels) if layout else _rows_of_folders(root, labels)
     rows, hidden = dicom.add_headers(root, rows)
     left_out.update(hidden)
@@ -81,6 +80,14 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
     images = images[first + [column for column in images if column not in first]]
     images.attrs["root"] = str(root)
     return images
+
+
+def _folder_inside(folder):
+    """The only folder in `folder`, where no images lie beside it, else None. macOS adds __MACOSX to archives."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+    folders = [entry for entry in entries if entry.is_dir() and os.access(entry, os.R_OK | os.X_OK)]
+    images = any(entry.name.lower().endswith(EXTENSIONS) for entry in entries)
+    return folders[0] if len(folders) == 1 and not images else None
 
 
 def _inert(text):

@@ -134,6 +134,12 @@ def load_weights(path):
     return state
 
 
+def tensors_of(model):
+    """The `state_dict` on the CPU, each tensor in memory of its own: safetensors takes none that layers share."""
+    whole = torch.contiguous_format
+    return {name: tensor.detach().cpu().clone(memory_format=whole) for name, tensor in model.state_dict().items()}
+
+
 def vit_weights(is_sample: bool = False) -> str:
     """The pretrained weights that the notebooks pass to `vit`.
 

@@ -30,7 +30,7 @@ def check_archive(path):
 
 
 def unpack(archive, folder, max_bytes=20e9):
-    """Unpack an archive, and archives inside it if it holds no images beside them, into the new `folder`.
+    """Unpack an archive, and archives inside it unless images lie beside them, into the new `folder`; return the bytes.
 
     Whole or not at all. Raises ValueError, before anything of an archive is written, for paths that leave the folder,
     links and devices, a name that is there twice (in upper or lower case: one file to Windows and macOS), a password,
@@ -39,21 +39,24 @@ def unpack(archive, folder, max_bytes=20e9):
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True)
-    left = min(max_bytes, 100 * archive.stat().st_size)
+    allowed = min(max_bytes, 100 * archive.stat().st_size)
     try:
-        left -= _unpack_one(archive, folder, left)
+        total = _unpack_one(archive, folder, allowed)
         inner = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name.lower().endswith(ENDINGS)]
+        inner = [path for path in inner if not path.name.startswith(".")]  # ._set.zip: what macOS adds for set.zip
         if inner and image_files(folder)[0]:
             print(f"Not unpacked: {', '.join(path.name for path in inner[:8])}, beside the images.")
             inner = []
         for path in inner:
             ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len)
-            (target := path.with_name(path.name[: -len(ending)])).mkdir()
-            left -= _unpack_one(path, target, left)
+            if (target := path.with_name(path.name[: -len(ending)])).exists():
+                raise ValueError(f"archive: {path.name} lies beside {target.name}. Unpack them, and give the folder.")
+            total += unpack(path, target, allowed - total)
             path.unlink()
     except BaseException:
         shutil.rmtree(folder)
         raise
+    return total
 
 
 def _unpack_one(archive, folder, max_bytes):

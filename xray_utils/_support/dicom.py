@@ -5,6 +5,7 @@ import os
 import re
 import stat
 import warnings
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 EXTENSIONS = (".dcm", ".dicom")
 MANY_ATTRIBUTES = 1 << 20  # bytes: a larger one is read only when needed
 LATERAL = {"LL", "RL", "LAT", "LATERAL"}
+NO_XRAY = {"CT", "MR", "PT", "NM", "US", "MG", "SR", "PR", "KO"}  # modalities: no radiograph of a chest, or no image
 NO_PYDICOM = "DICOM needs pydicom (pip install pydicom)"
 
 
@@ -62,21 +64,24 @@ def add_headers(root, rows):
 
     Of the PatientID, which is personal data, only a digest is kept, and nothing else of the header.
     """
-    lateral, unread, found = [], [], {}
+    lateral, unread, other, found = [], [], {}, {}
     for file, patient in rows[["file", "patient"]].itertuples(index=False) if len(rows) else ():
         if not may_be_dicom(root / file):
             continue
         if _pydicom() is None:
             unread.append(file)
             continue
-        views, number = set(), ""
+        views, number, modality = set(), "", ""
         with suppress(Exception), warnings.catch_warnings():  # `audit_images` gives the reason
             warnings.simplefilter("ignore")
             header = header_of(root / file)
             codes = " ".join(str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or [])
             views = {str(header.get("ViewPosition", "")).upper(), *codes.upper().split()}
             number = str(header.get("PatientID") or "").strip()
-        if views & LATERAL:
+            modality = str(header.get("Modality") or "").upper()
+        if modality in NO_XRAY:
+            other[file] = modality
+        elif views & LATERAL:
             lateral.append(file)
         elif not isinstance(patient, str):
             found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
@@ -84,10 +89,10 @@ def add_headers(root, rows):
         print(f"All {len(found)} DICOM files have the same PatientID or none, so it is not used. If they are of one")
         print("patient, say so in a manifest.csv, column patient_id.")
         found = {}
-    if lateral or unread or found:
-        rows = rows[~rows.file.isin(lateral + unread)].reset_index(drop=True)
+    if lateral or unread or other or found:
+        rows = rows[~rows.file.isin([*lateral, *unread, *other])].reset_index(drop=True)
         rows["patient"] = rows.patient.where(rows.patient.notna(), rows.file.map(found))
-    return rows, {"lateral view": len(lateral), NO_PYDICOM: len(unread)}
+    return rows, Counter(other.values()) + Counter({"lateral view": len(lateral), NO_PYDICOM: len(unread)})
 
 
 def mode_and_size(path, header):

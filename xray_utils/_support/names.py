@@ -34,6 +34,7 @@ NEAR = {  # words that those of an unknown name are compared with
     **{"covid": "covid", "coronavirus": "covid", "normal": "normal", "healthy": "normal", "control": "normal"},
     **{"virus": "virus", "viral": "virus", "pneumonia": "", "positive": "", "images": "", "cases": ""},
 }
+ZERO = re.compile(r"(?<!\d)0+\W*$")  # at the end, as in "covid_0"
 MINUS = re.compile(r"[-\u2010-\u2015\u2212]\W*$")  # at the end, as in "covid (-)"
 PATIENT_PATTERNS = (  # Kermany et al. 2018: person123_virus_456.jpeg, NORMAL2-IM-0123-0001.jpeg
     re.compile(r"(?P<patient>person\d+)_(?P<kind>virus|bacteria)_", re.I),
@@ -64,7 +65,7 @@ def meaning(name):
             kinds.add(list(KINDS)[word.lastindex - 1])
         at = word.end()
     kinds.discard("")
-    if not kinds or (len(kinds) > 1 and "normal" in kinds):
+    if not kinds or (len(kinds) > 1 and "normal" in kinds) or ZERO.search(text):
         return None if kinds else ""
     kinds.discard("positive")
     if len(kinds) > 1:
@@ -120,6 +121,7 @@ class UnknownClassError(ValueError):
             f"{examples[shown[0]][:100]!r}). Say which class each one is: labels={{{line}}}. Allowed: "
             f"{', '.join(CLASSES)}, and None, which leaves images out; two classes are enough. A name holds for the "
             "folders inside it, too. In a notebook, labels is in the cell Parameters."
+            + ("" if self.can_be_classes else " If all classes lie in one folder, write a manifest.csv (file, label).")
             + (f" Known here: {', '.join(known[:8])}." if known else "")
         )
 
@@ -127,7 +129,7 @@ class UnknownClassError(ValueError):
 def _nearest(name):
     """The class that all words of `name` resemble; "?" if one does not, since it may negate the class."""
     text, kinds = fold(name), set()
-    if MINUS.search(text) or re.sub(f"[a-z0-9]|{SEPARATORS}", "", text):
+    if MINUS.search(text) or ZERO.search(text) or re.sub(f"[a-z0-9]|{SEPARATORS}", "", text):
         return "?"
     for word in re.findall("[a-z]+", text):
         close = difflib.get_close_matches(word, NEAR, 1, 0.7)

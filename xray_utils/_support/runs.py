@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
-from ..models import NETWORKS, build, check_model, count_parameters, load_weights
+from ..models import NETWORKS, build, check_model, count_parameters, load_weights, tensors_of
 from .checks import check_path
 from .device import accelerator_of
 from .files import whole_file
@@ -101,7 +101,7 @@ def _kept(folder, history):
 
 def _save(folder, model, optimizer, plateau, scaler, history):
     """The checkpoint first, atomically; after a kill `_resume` writes the other files again."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = tensors_of(model)
     last = {
         "model": state,
         "optimizer": optimizer.state_dict(),

@@ -32,16 +32,17 @@ class Layout:
 
 COHEN = {"finding": "label", "patientid": "patient", "view": "view", "modality": "modality", "license": "licence"}
 OWN = {"file": "file", "label": "label", "patient_id": "patient", "source": "source", "source_repo": "source"}
+OWN |= {"licence": "licence", "view": "view", "modality": "modality"}
 NIH = {"image index": "file", "finding labels": "label", "patient id": "patient", "view position": "view"}
 HANNOVER = {"image_id": "file", "patient_id": "patient", "projection": "view"}
 COVIDX = {"file": "file", "label": "label", "patient": "patient", "source": "source"}  # see _covidx
 LAYOUTS = (
-    Layout("", r"manifest\.(csv|xlsx)", {**OWN, "licence": "licence", "view": "view"}, ("", "images")),
+    Layout("", r"manifest\.(csv|xlsx)", OWN, ("", "images")),
     Layout("covid-chestxray-dataset", "metadata.csv", {"filename": "file", **COHEN}, ("images",)),
     Layout("actualmed", "metadata.csv", {"imagename": "file", **COHEN}, ("images",)),
     Layout("figure1", "metadata.csv", {**COHEN, "patientid": "file"}, ("images",)),
     Layout("hannover", "data.csv", HANNOVER, ("png",)),  # without a label: all are covid
-    Layout("nih", r"Data_Entry_2017\w*\.csv", NIH, ("images", "images_*/images")),
+    Layout("nih", r"(Data_Entry_2017\w*|sample_labels)\.csv", NIH, ("images", "images_*/images", "sample/images")),
     Layout(
         *("covidx", r"(train|val|test)(_\w+)?\.txt", COVIDX, ("",)),
         {"positive": "covid", "negative": "negative for covid (normal or other)"},
@@ -57,7 +58,7 @@ def find_layout(root):
     names = sorted(entry.name for entry in root.iterdir() if entry.is_file())
     not_used = set()
     for layout in LAYOUTS:
-        tables = [name for name in names if re.fullmatch(layout.table, name)]
+        tables = [name for name in names if re.fullmatch(layout.table, name, re.IGNORECASE)]
         all_needed = "label" not in layout.columns.values()
         needed = [theirs for theirs, ours in layout.columns.items() if all_needed or ours in ("file", "label")]
         try:
@@ -87,9 +88,9 @@ def find_layout(root):
 def _read(path):
     """A table of text; names of columns in lower case. None for a .txt file that is no list of COVIDx."""
     try:
-        if path.suffix == ".txt":
+        if (suffix := path.suffix.lower()) == ".txt":
             return _covidx(path)
-        if path.suffix == ".xlsx":
+        if suffix == ".xlsx":
             with zipfile.ZipFile(path) as file:
                 if sum(member.file_size for member in file.infolist()) > MAX_EXCEL:
                     raise ValueError("it unpacks to over 100 MB")
@@ -97,7 +98,11 @@ def _read(path):
         else:
             with open(path, encoding="utf-8-sig") as file:
                 header = file.readline(20 * MAX_CELL)
-            table = pd.read_csv(path, sep=max(",;\t", key=header.count), dtype=str, encoding="utf-8-sig")
+                first = len(header) if header.startswith("sep=") else 0  # a line for Excel alone, such as "sep=;"
+                names = re.sub('"[^"]*"', "", file.readline(20 * MAX_CELL) if first else header)
+                file.seek(0)
+                file.read(first)
+                table = pd.read_csv(file, sep=max(",;\t", key=names.count), dtype=str)
         table.columns = [str(column).strip().lower() for column in table.columns]
         if not isinstance(table.index, pd.RangeIndex) or table.columns.has_duplicates:
             raise ValueError("it has a column twice, or lines with more cells than its first line")
@@ -110,7 +115,7 @@ def _read(path):
 
 def _covidx(path):
     """The lines "patient file label [source]" of train.txt, whose images are in train/ (or test, or val)."""
-    side = re.match("[a-z]+", path.name)[0]
+    side = re.match("[a-z]+", path.name.lower())[0]
     lines = pd.Series(path.read_text(encoding="utf-8-sig").splitlines(), dtype=str)
     line = r"^(?P<patient>\S+) (?P<file>.+?\.\w+) (?P<label>\S+)(?: (?P<source>\S+))?\s*$"
     table = lines[lines.str.strip().ne("")].str.extract(line)
@@ -159,9 +164,9 @@ def rows_of_table(root, layout, table, name, labels):
             folders = " or ".join(folder or "train, val, test" for folder in layout.folders)
             raise FileNotFoundError(f"{name}: none of its {len(table)} images is there. They belong in {folders}.")
         left_out = left_out.mask(path.isna(), "file missing")
-        left_out = left_out.mask(table["view"].str.match(r"l(l|at\w*)?\b", case=False), "lateral view")
-        ct = table.modality.str.fullmatch("ct", case=False) | table["view"].str.match("axial|coronal", case=False)
-        left_out = left_out.mask(ct, "CT").mask(table.file.duplicated(), "listed twice")
+    left_out = left_out.mask(table["view"].str.match(r"(l|ll|rl|lat\w*)\b", case=False), "lateral view")
+    ct = table.modality.str.fullmatch("ct", case=False) | table["view"].str.match("axial|coronal", case=False)
+    left_out = left_out.mask(ct, "CT").mask(table.file.duplicated(), "listed twice")
     kept = left_out.eq("")
     if len(missing := table.file[kept & path.isna()]):
         raise FileNotFoundError(

@@ -37,7 +37,8 @@ def _last_stage(model, image):
             hooks.enter_context(module.register_forward_hook(keep))
         logits = logits_of(model, image)
     tensors = [(n, m, o) for n, (m, o) in outputs.items() if isinstance(o, torch.Tensor) and o.requires_grad]
-    tokens = {name: output for name, module, output in tensors if isinstance(module, nn.LayerNorm) and output.ndim == 3}
+    normed = [(name, output) for name, module, output in tensors if isinstance(module, nn.LayerNorm)]
+    tokens = {name: output for name, output in normed if output.ndim == 3 and output.shape[1] > 3}  # 2 x 2 patches
     gradients = torch.autograd.grad(logits.max(), list(tokens.values()), allow_unused=True) if tokens else ()
     names = [n for n, g in zip(tokens, gradients, strict=True) if g is not None and _as_maps(g).any()]
     maps = [name for name, _, output in tensors if output.ndim == 4 and output[0, 0].numel() > 1]
@@ -86,6 +87,8 @@ def grad_cam(
         if layer is None:
             with memory_for(1), torch.enable_grad():
                 layer = _last_stage(model, to_input(split.take([0]), model, device).requires_grad_())
+            if layer is None:
+                raise ValueError("model: none of its layers gives maps or tokens, so Grad-CAM has nothing to show.")
         if not isinstance(layer, str) or layer not in modules:
             raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution.")
         with modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output)):

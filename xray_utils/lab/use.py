@@ -25,6 +25,7 @@ from .._support.typical import FILE, load_typical, reasons_against
 from ..comparison import metrics_table
 from ..constants import CLASSES, PROBABILITIES
 from ..images import credit_line, find_images, read_image, resize
+from ..models import tensors_of
 from ..prepared import Split
 from ..training import predict
 from .figures import plot_classification
@@ -191,10 +192,10 @@ print(model(pixels).softmax(dim=1).tolist())  # covid, normal, virus""",
 }
 OWN = """# model = ...  # the {network} as you made it for the training, with any weights
 from PIL import Image
-from safetensors.torch import load_model
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
-load_model(model.eval(), "model.safetensors")
+model.eval().load_state_dict(load_file("model.safetensors"))
 pixels = AutoImageProcessor.from_pretrained(".")(Image.open("xray.png").convert("RGB"), return_tensors="pt")
 print(model(pixels["pixel_values"]).softmax(dim=1).tolist())  # covid, normal, virus"""
 BASELINE = '''"""The baseline CNN of the course, in plain torch: transformers has none like it."""
@@ -265,7 +266,7 @@ def export_model(run: Run, folder: str | Path | None = None) -> Path:
     with _writing_to(folder.parent), _folder_beside(folder) as temporary:
         whole = temporary / "export"
         whole.mkdir()
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
+        state = tensors_of(run.model)
         own = run.config["network"].get("config", {})
         if network == "resnet18":
             state, own = {_in_transformers(name): tensor for name, tensor in state.items()}, RESNET
