@@ -590,7 +590,7 @@ WRONG = {
         *looking(xu.grad_cam),
         ("target", "'flu'", CLASSES, lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, "flu")),
         ("target", "['covid']", "one for each", lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, ["covid"])),
-        ("layer", "None", "convolution", lambda t: xu.grad_cam(without_maps(), t.data.test)),
+        ("model", "none of its layers", "maps or tokens", lambda t: xu.grad_cam(without_maps(), t.data.test)),
         ("layer", "'9'", "[B, C, h, w]", lambda t: xu.grad_cam(xu.baseline_cnn(), t.data.test, layer="9")),
         *whole("batch_size", 1, lambda t, **options: xu.grad_cam(xu.baseline_cnn(), t.data.test, **options)),
     ],
@@ -604,7 +604,7 @@ WRONG = {
     ],
     "sanity_check": [
         *looking(xu.sanity_check),
-        ("layer", "None", "convolution", lambda t: xu.sanity_check(without_maps(), t.data.test)),
+        ("model", "none of its layers", "maps or tokens", lambda t: xu.sanity_check(without_maps(), t.data.test)),
         *whole("seed", 0, lambda t, **options: xu.sanity_check(xu.baseline_cnn(), t.data.test, **options)),
     ],
     "lung_fields": [
@@ -727,7 +727,7 @@ def test_results_of_other_images_are_refused(things, tmp_path):
 
 def test_beside_the_original_says_that_the_images_are_others(capsys):
     xu.compare_with_original(PREDICTIONS, "vit")
-    assert "Not the same test images: 60 here, 180 in the original." in capsys.readouterr().out
+    assert "Other test images: 60 here, 180 in the original." in capsys.readouterr().out
     xu.compare_with_original(PREDICTIONS, "resnet18")
     assert "60 here, 360 in the original." in capsys.readouterr().out
 

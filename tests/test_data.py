@@ -834,7 +834,10 @@ def test_images_of_the_user_are_not_called_the_sample(tmp_path):
     for label in ("covid", "normal"):
         (tmp_path / label).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / label / "a.png")
-    assert xu.describe_images(xu.find_images(tmp_path)) == "2 images: covid 1, normal 1; 2 groups (patients)."
+    assert (
+        xu.describe_images(xu.find_images(tmp_path))
+        == "2 images: covid 1, normal 1; 2 groups (patients); patient unknown for 2 images."
+    )
 
 
 def test_an_archive_that_has_not_wholly_arrived_is_not_taken_for_a_wrong_name(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ SCORED = ILL.assign(file=list("abcd"), source="one")
 GOOD = {  # of each function, all its arguments
     "find_images": lambda t: dict(folder=t.folder, least_classes=2, labels={}),
     "download_images": lambda t: dict(source="mnist", folder=t.folder),
-    "use_images": lambda t: dict(source="nowhere"),
+    "use_images": lambda t: dict(source="nowhere", labels={}),
     "audit_images": lambda t: dict(images=t.images, near=0.95),
     "label_conflicts": lambda t: dict(images=t.images),
     "read_image": lambda t: dict(path=t.folder / t.images.file[0]),
@@ -200,7 +200,8 @@ TAKEN = {  # each by its place in HOSTILE: what these take on purpose
     (4, 5): [("abstain", "threshold"), ("plot_risk_coverage", "threshold")],
     (1, 2): [("plot_confusion_matrix", "title"), ("plot_patches", "credit")],
     (10,): [("save_table", "table"), ("credit_line", "rows")],
-    (0, 9): [("load_data", "labels"), ("make_missing_runs", "labels")],  # None, and a folder left out
+    # None, and a folder left out
+    (0, 9): [("load_data", "labels"), ("make_missing_runs", "labels"), ("use_images", "labels")],
     (8, 10): [("make_missing_runs", "names")],
     (8, 9, 10): [("load_results", "names"), ("image_form", "files")],
 }

@@ -387,8 +387,32 @@ def test_an_archive_is_unpacked_once(home, tmp_path, capsys):
     xu.use_images(archive)
     assert (own / "kept").is_file() and "The notebooks use data/xray.\n" in capsys.readouterr().out
     other = zipped(tmp_path / "set" / "covid", tmp_path / "other.zip")
-    with pytest.raises(FileExistsError, match="already holds something. Move it away"):
+    with pytest.raises(FileExistsError, match="already holds other images. Move or delete it"):
         xu.use_images(other)
+
+
+def test_labels_are_kept_for_all_notebooks(home, tmp_path, capsys):
+    make_images(tmp_path / "mine")
+    (tmp_path / "mine" / "manifest.csv").unlink()
+    (tmp_path / "mine" / "normal").rename(tmp_path / "mine" / "Gesunde")
+    xu.use_images(tmp_path / "mine")
+    assert 'labels={"Gesunde": "?"}' in (said := capsys.readouterr().out) and "Call xu.use_images again" in said
+    with pytest.raises(ValueError, match="Gesunde"):
+        xu.find_images(xu.data_dir())
+    xu.use_images(tmp_path / "mine", labels={"Gesunde": "normal"})
+    for _ in range(2):
+        assert set(xu.find_images(xu.data_dir(), labels={}).label) == set(xu.CLASSES)
+        xu.use_images(tmp_path / "mine")
+    assert capsys.readouterr().out == f"The notebooks use {tmp_path / 'mine'}.\n" * 3
+    with pytest.raises(ValueError, match="there is no folder 'nowhere'"):
+        xu.use_images(tmp_path / "mine", labels={"nowhere": "normal"})
+    assert xu.data_dir() == tmp_path / "mine" and len(xu.load_data(size=8).test)
+    archive = zipped(tmp_path / "mine", tmp_path / "mine.zip")
+    for labels in (None, {"Gesunde": "normal"}):
+        xu.use_images(archive, labels)
+    assert len(xu.find_images(xu.data_dir())) == 18
+    with pytest.raises(ValueError, match="0.png is one image. Give the folder"):
+        xu.use_images(next((tmp_path / "mine" / "covid").glob("*0.png")))
 
 
 def test_a_set_is_fetched_once_by_its_name(home, tmp_path, monkeypatch):

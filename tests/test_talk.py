@@ -231,10 +231,12 @@ def test_the_ticks_of_a_figure_are_translated_and_stay_where_they_were():
 
 def test_the_ticks_that_panels_share_are_translated_once():
     figure = Figure()
-    first, _ = figure.subplots(1, 2, sharey=True)
+    first, second = figure.subplots(1, 2, sharey=True)
+    first.set_ylim(-0.03, 1.03)  # ticks at -0.2 and 1.2 lie beyond it
     talk_words.Words("pt").translate(figure)
     figure.draw_without_rendering()
-    assert [label.get_text() for label in first.get_yticklabels()][:2] == ["0,0", "0,2"]
+    assert first.get_ylim() == second.get_ylim() == (-0.03, 1.03)
+    assert {"0,0", "0,2"} <= {label.get_text() for label in first.get_yticklabels()}
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def compare_with_original(predictions: pd.DataFrame, network: str) -> pd.DataFra
     theirs = pd.DataFrame.from_dict(original["classes"], "index", columns=["precision", "recall", "f1"])
     theirs.loc["macro avg", "f1"], theirs.loc["accuracy", "f1"] = original["macro_f1"], original["accuracy"]
     theirs.loc["accuracy", "images"] = original["images"]
-    print(f"Not the same test images: {len(predictions)} here, {original['images']} in the original.")
+    print(f"Other test images: {len(predictions)} here, {original['images']} in the original.")
     both = pd.concat({"here": ours, "original": theirs}, axis=1).loc[list(ours.index)]
     return both.astype({("here", "images"): "Int64", ("original", "images"): "Int64"})
 

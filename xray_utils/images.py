@@ -14,7 +14,7 @@ from ._support.checks import check_kind, check_path, check_size, check_table, ch
 from ._support.decode import EXTENSIONS, _decode
 from ._support.files import image_files
 from ._support.names import PNEUMONIA, UnknownClassError, check_found, check_labels, fold, meaning, patient_of
-from ._support.paths import is_sample
+from ._support.paths import is_sample, labels_of
 from ._support.tables import find_layout, rows_of_table
 from .constants import CLASSES
 
@@ -46,8 +46,8 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
     if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(folder)):
         raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give the one that holds the images.")
     check_whole("least_classes", least_classes, 1, len(CLASSES))
-    labels = check_labels(labels)
     root = Path(folder).expanduser().resolve()
+    labels = check_labels(labels) or check_labels(labels_of(root))
     layout, *table = find_layout(root)
     inner = root
     while not layout and (inner := _folder_inside(inner)):  # an unpacked archive often has one top folder
@@ -112,9 +112,9 @@ def _rows_of_folders(root, labels):
             left_out[kind] += 1
     if not rows and not unknown:  # where no folder is clear, those named 0 and 1, or one alone, may be classes
         unknown = {file.parent.name: file.as_posix() for file in files if not means.get(file.parent, "root")}
+    check_found(labels, [folder.name for folder in means], "folder")
     if unknown:
         raise UnknownClassError("folder", unknown, {folder.name: kind for folder, kind in means.items()})
-    check_found(labels, [folder.name for folder in means], "folder")
     return pd.DataFrame(rows), left_out
 
 
@@ -182,7 +182,9 @@ def describe_images(images: pd.DataFrame) -> str:
     what = "images of the bundled sample" if is_sample(images) else "images"
     counts = images.label.value_counts().sort_index()
     classes = ", ".join(f"{name} {n}" for name, n in counts.items())
-    return f"{len(images)} {what}: {classes}; {images.group.nunique()} groups (patients)."
+    missing = images.patient.isna().sum() if "patient" in images else 0
+    unknown = f"; patient unknown for {missing} images" if missing else ""
+    return f"{len(images)} {what}: {classes}; {images.group.nunique()} groups (patients){unknown}."
 
 
 def credit_line(rows: pd.DataFrame) -> str:

@@ -65,10 +65,11 @@ class Words:
         ticks = {axis.major: [label.get_text() for label in axis.get_majorticklabels()] for axis in reversed(axes_of)}
         for text in figure.findobj(Text):
             text.set_text(self.of_figure(text.get_text()))
+        limits = [(axis, axis.get_view_interval().copy()) for axis in axes_of]
         for axis in {axis.major: axis for axis in reversed(axes_of)}.values():  # once, if several axes share it
-            limits = axis.get_view_interval().copy()
             axis.set_ticks(axis.get_majorticklocs(), list(map(self.of_figure, ticks[axis.major])))
-            axis.set_view_interval(*limits, ignore=True)
+        for axis, interval in limits:  # set_ticks widens all axes that share it
+            axis.set_view_interval(*interval, ignore=True)
 
 
 def _pattern(english):

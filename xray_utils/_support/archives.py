@@ -9,6 +9,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from . import dicom
+from .decode import EXTENSIONS
 from .files import image_files
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -20,6 +22,8 @@ BROKEN = (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError)
 
 def check_archive(path):
     """Raise ValueError unless the file is an archive that `unpack` reads; say what it is, and what to do."""
+    if path.name.lower().endswith(EXTENSIONS + dicom.EXTENSIONS):
+        raise ValueError(f"source: {path.name} is one image. Give the folder of your images, or use xu.classify.")
     with open(path, "rb") as file:
         start = file.read(8)
     if kind := next((kind for first, kind in NOT_READ.items() if start.startswith(first)), None):

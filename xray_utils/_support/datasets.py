@@ -1,5 +1,6 @@
 """Public sets and archives: `use_images` fetches, unpacks and chooses them."""
 
+import json
 import os
 import shutil
 import urllib.request
@@ -10,8 +11,8 @@ from ..images import find_images
 from .archives import check_archive, unpack
 from .checks import check_choice, check_path
 from .files import _folder_beside, _writing_to, image_files, whole_file
-from .names import UnknownClassError
-from .paths import CHOICE, SOURCES, _chosen, _is_there, data_dir, outputs_dir, repository_dir
+from .names import UnknownClassError, check_labels
+from .paths import CHOICE, SOURCES, _chosen, _is_there, data_dir, labels_of, outputs_dir, repository_dir
 
 
 def download_images(source: str, folder: str | Path | None = None) -> Path:
@@ -59,7 +60,10 @@ def _to_be_filled(folder, source):
     Raises FileExistsError if `folder` already holds something. Its file `.source` names the source.
     """
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"folder: {folder} already holds something. Move it away, or give another folder.")
+        raise FileExistsError(
+            f"folder: {folder} already holds other images. Move or delete it; or unpack yours elsewhere, and give "
+            "their folder."
+        )
     with _writing_to(folder.parent), _folder_beside(folder) as temporary:
         whole = temporary / "images"
         yield whole
@@ -71,39 +75,43 @@ def _to_be_filled(folder, source):
         os.replace(whole, folder)
 
 
-def use_images(source: str | None = None) -> None:
+def use_images(source: str | None = None, labels: dict | None = None) -> None:
     """Choose the images that all notebooks use from now on, and print which these are.
 
     source: a name in `SOURCES`, fetched into `data/xray`; a .zip, .tar, .tar.gz or .tgz file, unpacked there; the
     folder of your images, which stay where they are; "upload" (on Colab: asks for such a file); "sample"; or None, to
     change nothing. The choice is kept in `outputs/data_dir.txt`. Images already in `data/xray` are not fetched or
     unpacked again; missing ones (outputs on a Drive, another machine) are, from the same set or archive.
-    Names of unknown classes are printed; the argument `labels` of `find_images` and `load_data` gives them a class.
+    labels: as for `find_images`, kept for these images. Where it is missing, the line to write is printed.
 
     Raises ValueError for another source, and while XRAY_DATA is set, which has priority; FileExistsError if
     `data/xray` holds something else; and what `download_images`, `unpack` and `find_images` raise. The choice is
     then not changed.
     """
+    check_labels(labels)
+    if labels and source is None:
+        raise ValueError("labels: say of which images, in the argument source.")
     if source is not None:
         check_path("source", source, "the name of a set, a folder, a .zip file, or None")
         if os.environ.get("XRAY_DATA"):
             raise ValueError(f"source: {str(source)!r} would not be used while XRAY_DATA is set. Unset that first.")
     elif outputs_dir(CHOICE).is_file() and not os.environ.get("XRAY_DATA"):
-        folder, before = _chosen()
+        folder, before, kept = _chosen()
         if not folder.is_dir() and _is_there(before):
             print(f"{folder} is gone; its images are fetched again from {before}.")
-            source = before
+            source, labels = before, labels or kept
     if source is not None:
-        folder, origin = _images_of(source)
+        folder, origin = _images_of(source, labels)
+        labels = labels or labels_of(folder)
         with whole_file(outputs_dir(CHOICE)) as path:
-            path.write_text(f"{folder}\n{origin}", encoding="utf-8")
+            path.write_text(f"{folder}\n{origin}\n{json.dumps(labels or {})}", encoding="utf-8")
     folder, here = data_dir().resolve(), repository_dir().resolve()
     is_bundled = folder == here / "data" / "sample"
     shown = folder.relative_to(here).as_posix() if here in folder.parents else folder
     print(f"The notebooks use {shown}" + (": the bundled sample." if is_bundled else "."))
 
 
-def _images_of(source):
+def _images_of(source, labels):
     """The folder for `use_images`, if it can be read, and its source for a new download (as `_chosen` gives it).
 
     A set or an archive is fetched or unpacked to `data/xray`.
@@ -113,7 +121,7 @@ def _images_of(source):
         return own.with_name("sample"), source
     path = Path(_upload() if source == "upload" else source).expanduser()
     if source not in SOURCES and path.is_dir():
-        _check_images(path)
+        _check_images(path, labels)
         return path.resolve(), ""
     if source not in SOURCES and path.is_file():
         check_archive(path)
@@ -124,23 +132,25 @@ def _images_of(source):
     origin = source if source in SOURCES else str(path.resolve())
     key = source if source in SOURCES else f"{path.name}, {path.stat().st_size} bytes"
     if (own / ".source").is_file() and (own / ".source").read_text(encoding="utf-8") == key:
+        if labels:
+            _check_images(own, labels)
         return own, origin  # since the last time
     if source in SOURCES:
         return download_images(source, own), origin
     with _to_be_filled(own, key) as whole:
         unpack(path, whole)
-        _check_images(whole)
+        _check_images(whole, labels)
     return own, origin
 
 
-def _check_images(folder):
-    """Read the folder as a test; where `labels` alone is missing, which notebooks have as a parameter, say so."""
+def _check_images(folder, labels):
+    """Read the folder as a test; where `labels` alone is missing, say so: what was fetched is kept."""
     try:
-        find_images(folder)
+        find_images(folder, labels=labels)
     except UnknownClassError as error:
         if not error.can_be_classes:
             raise
-        print(error)
+        print(f"{error}\nCall xu.use_images again, with labels. Until then no notebook can read these images.")
 
 
 def _upload():

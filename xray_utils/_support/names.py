@@ -80,9 +80,9 @@ def check_labels(labels):
     if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels):
         raise ValueError(f'labels: {str(labels)[:100]!r} is no dict of names; pass {{"Normais": "normal"}}, say.')
     for name, label in labels.items():
-        if label is not None and not (isinstance(label, str) and label in CLASSES):
+        if label is not None and not (isinstance(label, str) and label.lower() in CLASSES):
             raise ValueError(f"labels: {label!r} of {name!r} must be one of {', '.join(CLASSES)}, or None: left out.")
-    folded = {fold(name): label for name, label in labels.items()}
+    folded = {fold(name): label and label.lower() for name, label in labels.items()}
     if len(folded) < len(labels):
         raise ValueError("labels: two of its names differ in accents, blanks or upper case only; keep one of them.")
     return folded
@@ -120,7 +120,7 @@ class UnknownClassError(ValueError):
             f"{where}: unknown class {', '.join(repr(name[:60]) for name in shown)}{more} (for example "
             f"{examples[shown[0]][:100]!r}). Say which class each one is: labels={{{line}}}. Allowed: "
             f"{', '.join(CLASSES)}, and None, which leaves images out; two classes are enough. A name holds for the "
-            "folders inside it, too. In a notebook, labels is in the cell Parameters."
+            "folders inside it, too. xu.use_images(folder, labels={...}) keeps it for all notebooks."
             + ("" if self.can_be_classes else " If all classes lie in one folder, write a manifest.csv (file, label).")
             + (f" Known here: {', '.join(known[:8])}." if known else "")
         )

@@ -1,5 +1,6 @@
 """Where images, outputs and results are."""
 
+import json
 import os
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def data_dir() -> Path:
         return folder
     own = repository_dir() / "data" / "xray"
     if outputs_dir(CHOICE).is_file():
-        folder, source = _chosen()
+        folder, source, _ = _chosen()
         if not folder.is_dir():
             again = f"nothing in the brackets: it fetches {source!r} again" if _is_there(source) else "your images"
             raise FileNotFoundError(
@@ -59,9 +60,15 @@ def data_dir() -> Path:
 
 
 def _chosen():
-    """What `use_images` chose: the folder, and the set or archive that it came from ("" for a folder of the user)."""
-    folder, _, source = outputs_dir(CHOICE).read_text(encoding="utf-8").partition("\n")
-    return Path(folder), source
+    """What `use_images` chose: folder, the set or archive it came from ("" for a folder of the user), and labels."""
+    folder, source, labels = (*outputs_dir(CHOICE).read_text(encoding="utf-8").split("\n"), "", "")[:3]
+    return Path(folder), source, json.loads(labels or "{}")
+
+
+def labels_of(folder):
+    """The labels given to `use_images` for this folder; none for another one."""
+    chosen = _chosen() if outputs_dir(CHOICE).is_file() else ()
+    return chosen[2] if chosen and chosen[0].resolve() == Path(folder).resolve() else {}
 
 
 def _is_there(source):

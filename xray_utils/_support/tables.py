@@ -154,9 +154,9 @@ def rows_of_table(root, layout, table, name, labels):
     files, hidden = image_files(root)
     path = pd.Series(_places(table.file, root, layout, [file.as_posix() for file in files], name), dtype=object)
     kinds = {label: _kind(label, layout, labels) for label in table.label.unique()}
+    check_found(labels, kinds, "label")
     if unknown := {label: file for label, file in zip(table.label, table.file, strict=True) if not kinds[label]}:
         raise UnknownClassError(name, unknown, kinds)
-    check_found(labels, kinds, "label")
     kind = table.label.map(kinds)
     left_out = kind.mask(kind.isin(CLASSES), "")
     if layout.name:
