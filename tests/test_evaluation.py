@@ -234,7 +234,7 @@ def test_compare_has_a_row_a_run():
     assert list(table.index) == list(networks) and list(table.network) == list(ORIGINAL)
     assert list(table.columns) == [
         *["network", "protocol", "parameters", "train", "epochs", "best epoch", "val accuracy", "test", "test set"],
-        *["accuracy", "accuracy 95 %", "macro F1", "macro F1 95 %", "original accuracy", "original macro F1"],
+        *["chance", "accuracy", "accuracy 95 %", "macro F1", "macro F1 95 %", "original accuracy", "original macro F1"],
     ]
     for name, row in table.iterrows():
         assert (row.epochs, row["best epoch"], row["val accuracy"]) == (3, 2, 0.7)  # lowest loss, not best accuracy
@@ -245,6 +245,10 @@ def test_compare_has_a_row_a_run():
         assert row["macro F1 95 %"] == with_interval(metrics[name], "macro_f1")
         assert row["original accuracy"] == ORIGINAL[networks[name]]["accuracy"]
         assert row["original macro F1"] == ORIGINAL[networks[name]]["macro_f1"]
+    assert table.chance.eq(1 / 3).all()
+    results = xu.load_results(list(networks)[:1])
+    results[list(networks)[0]].metrics["classes"]["virus"]["images"] = 0
+    assert xu.compare(results).chance.to_list() == [0.5]
 
 
 def test_what_the_original_did_not_do_has_no_number_of_it():

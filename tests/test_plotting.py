@@ -300,6 +300,9 @@ def test_comparison_shows_ours_and_the_original(table):
     assert drawn["o"] == table.accuracy.to_list() and drawn["D"] == []
     assert [label.get_text() for label in axes.get_yticklabels()] == list(ORIGINAL)
     assert axes.get_xlabel() == "accuracy on the test images"
+    for chance in (1 / 3, 1 / 2):
+        lines = draw(xu.plot_comparison, table.assign(chance=chance)).axes[0].lines
+        assert [line.get_xdata() for line in lines if line.get_linestyle() == ":"] == [[chance, chance]]
     both = pd.concat([table.set_axis([f"{name}_{how}" for name in ORIGINAL]) for how in ("slides", "grouped")])
     axes = draw(xu.plot_comparison, both).axes[0]
     diamonds = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "D"]

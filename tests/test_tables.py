@@ -169,18 +169,27 @@ def test_a_table_of_no_known_set_is_named_and_folders_are_read(tmp_path, capsys)
 @pytest.mark.parametrize(
     "text",
     [
-        "file;label\ncovid/a.png;covid\nnormal/b.png;normal\n",
-        "file\tlabel\tnote\ncovid/a.png\tcovid\t1,5\nnormal/b.png\tnormal\t2\n",
-        " File ,LABEL\ncovid\\a.png,Covid \n normal\\b.png,normal\n",
-        "\ufefffile,label\r\ncovid/a.png,covid\r\nnormal/b.png,normal\r\n",
-        "\ufeffsep=;\r\nfile;label\r\ncovid/a.png;covid\r\nnormal/b.png;normal\r\n",
-        'file;label;"years, months, days"\ncovid/a.png;covid;1\nnormal/b.png;normal;2\n',
+        "file;label\nward/a.png;covid\nward/b.png;normal\n",
+        "file\tlabel\tnote\nward/a.png\tcovid\t1,5\nward/b.png\tnormal\t2\n",
+        " File ,LABEL\nward\\a.png,Covid \n ward\\b.png,normal\n",
+        "\ufefffile,label\r\nward/a.png,covid\r\nward/b.png,normal\r\n",
+        "\ufeffsep=;\r\nfile;label\r\nward/a.png;covid\r\nward/b.png;normal\r\n",
+        'file;label;"years, months, days"\nward/a.png;covid;1\nward/b.png;normal;2\n',
+        "file;label\nward/a.png;covid\nward/b.png;normal\n;\n;\n",
     ],
-    ids=["semicolons", "tabs", "upper case, blanks, backslashes", "byte-order mark", "sep=", "commas in a name"],
+    ids=[
+        "semicolons",
+        "tabs",
+        "upper case, blanks, backslashes",
+        "byte-order mark",
+        "sep=",
+        "commas in a name",
+        "empty",
+    ],
 )
 def test_a_manifest_may_be_saved_in_many_ways(text, tmp_path):
-    images = xu.find_images(tree(tmp_path, ["covid/a.png", "normal/b.png"], {"Manifest.CSV": text}))
-    assert images[["file", "label"]].values.tolist() == [["covid/a.png", "covid"], ["normal/b.png", "normal"]]
+    images = xu.find_images(tree(tmp_path, ["ward/a.png", "ward/b.png"], {"Manifest.CSV": text}))
+    assert images[["file", "label"]].values.tolist() == [["ward/a.png", "covid"], ["ward/b.png", "normal"]]
 
 
 def test_lateral_views_and_ct_of_a_manifest_are_counted(tmp_path, capsys):
@@ -193,6 +202,12 @@ def test_a_table_further_down_is_not_used_where_images_lie_beside_its_folder(tmp
     tree(tmp_path, ["c.png", "set/a.png", "set/b.png"], {"set/manifest.csv": "file,label\na.png,covid\nb.png,normal\n"})
     with pytest.raises(ValueError, match="unknown class 'set'.*in one folder, write a manifest.csv .file, label"):
         xu.find_images(tmp_path)
+
+
+def test_a_letter_with_an_accent_is_one_however_it_is_written(tmp_path):
+    text = "file,label\nme\u0301dico.png,covid\nb.png,normal\n"
+    images = xu.find_images(tree(tmp_path, ["m\u00e9dico.png", "b.png"], {"manifest.csv": text}))
+    assert images.file.tolist() == ["b.png", "m\u00e9dico.png"]
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,8 @@ class TestTwo:
 
     def test_every_pair_has_a_row(self):
         table = xu.compare_pairs({"a": self.first, "b": self.second, "c": self.first[:60]})
+        alone = xu.compare_pairs({"a": self.first})
+        assert alone.empty and list(alone) == list(table)
         assert list(table.index) == ["b minus a", "c minus a", "c minus b"]
         result = xu.compare_two(self.first, self.second)
         row = table.loc["b minus a"]

@@ -211,6 +211,7 @@ def compare(results: dict) -> pd.DataFrame:
                 "val accuracy": best.val_accuracy,
                 "test": metrics["images"],
                 "test set": config["data"].get("test", "")[:6],
+                "chance": 1 / sum(of_class["images"] > 0 for of_class in metrics["classes"].values()),
                 "accuracy": metrics["accuracy"],
                 "accuracy 95 %": with_interval(metrics, "accuracy"),
                 "macro F1": metrics["macro_f1"],

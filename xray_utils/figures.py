@@ -104,7 +104,7 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
 
     It reported three networks under the protocol slides: no other run has a diamond to stand beside.
     """
-    check_table("table", table, ["network", "accuracy", "accuracy 95 %"], "compare")
+    check_table("table", table, ["network", "chance", "accuracy", "accuracy 95 %"], "compare")
     with _figure(width=8.5, height=1.3 + 0.44 * len(table)) as (figure, axes):
         axis, lows, highs = axes[0, 0], {}, {}
         reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
@@ -117,8 +117,9 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
             if name in reported:
                 axis.plot(reported[name], row, "D", mfc="none", mec="black", markersize=8)
             axis.annotate(f"{run.accuracy:.3f}", (run.accuracy, row), (0, 7), textcoords="offset points", ha="center")
-        axis.axvline(1 / len(CLASSES), color="0.7", linestyle=":")
-        axis.text(1 / len(CLASSES), -0.75, " chance", color="0.4", va="center")
+        for chance in table.chance.unique():
+            axis.axvline(chance, color="0.7", linestyle=":")
+            axis.text(chance, -0.75, " chance", color="0.4", va="center")
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
         best = table.accuracy.idxmax()

@@ -44,7 +44,9 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
     paths out of the folder, control characters or cells of over 1,000 characters.
     """
     if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(os.path.expanduser(folder)):
-        raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give the one that holds the images.")
+        raise FileNotFoundError(
+            f"folder: {str(folder)!r} is no folder. Give the one that holds the images; use_images unpacks an archive."
+        )
     check_whole("least_classes", least_classes, 1, len(CLASSES))
     root = Path(folder).expanduser().resolve()
     labels = check_labels(labels) or check_labels(labels_of(root))

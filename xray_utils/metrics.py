@@ -254,7 +254,8 @@ def compare_pairs(tables: dict) -> pd.DataFrame:
             "lost": result.get("only_first"),
             "McNemar p": result.get("p"),
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = ["difference", "gained", "lost", "McNemar p"]  # of one network, too, which has no pair
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
 
 
 TEXT = ("file", "label", "predicted", "group", "source")  # the text columns of predictions.csv

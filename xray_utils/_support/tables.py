@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ def _read(path):
         table.columns = [str(column).strip().lower() for column in table.columns]
         if not isinstance(table.index, pd.RangeIndex) or table.columns.has_duplicates:
             raise ValueError("it has a column twice, or lines with more cells than its first line")
-        return table
+        return table.dropna(how="all", ignore_index=True)  # the empty rows that Excel leaves at the end
     except (ImportError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         advice = "Save it as CSV in UTF-8 (in Excel: 'CSV UTF-8'), one row an image."
         advice = "Install openpyxl, or save it as CSV in UTF-8." if isinstance(error, ImportError) else advice
@@ -194,17 +195,23 @@ def _folders(root, layout):
     return [path.relative_to(root).as_posix() for path in found if path.is_dir()]
 
 
+def _composed(name):
+    """`name` with each accent in its letter: macOS writes both as two characters, other systems as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _places(names, root, layout, files, table_name):
     """The path of each name relative to `root`, None if missing. Only a manifest may name hidden files."""
     there = {os.path.splitext(file)[0]: file for file in files} if layout.name else {}
     there |= {file: file for file in files}
+    there = {_composed(name): file for name, file in there.items()}
     folders = _folders(root, layout)
 
     def place(name):
         for folder in folders:
             path = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
-            if path in there:
-                return there[path]
+            if (same := _composed(path)) in there:
+                return there[same]
             if not layout.name and os.path.isfile(whole := os.path.normpath(os.path.join(root, path))):
                 if not whole.startswith(f"{root}{os.sep}"):  # by name: links may lead outside
                     raise ValueError(f"{table_name}: {name!r} lies outside the folder {root.name!r}.")
