@@ -828,6 +828,7 @@ def test_load_data_goes_all_the_way_and_says_which_images(capsys):
     assert loaded.is_sample and loaded.name == "slides_sample"
     assert xu.load_data().settings["size"] == 112  # of the sample, unless another one is asked for
     assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (319, 68, 69)
+    assert "train=Split(319 images, 16 pixels)" in repr(loaded) and len(repr(loaded)) < 300  # as the end of a cell
 
 
 def test_images_of_the_user_are_not_called_the_sample(tmp_path):

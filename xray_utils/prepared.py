@@ -48,6 +48,9 @@ class Split:
     def __len__(self):
         return len(self.rows)
 
+    def __repr__(self):
+        return f"Split({len(self)} images, {self.pixels.shape[1]} pixels)"
+
     @cached_property
     def labels(self):
         """Class indices, int64 [len]."""
