@@ -284,7 +284,7 @@ def test_mirroring_shows_twins(data):
 
 def test_mirroring_without_twins_is_refused(images):
     unmirrored = xu.prepare(xu.split_images(images, mirror=False), size=8)
-    with pytest.raises(ValueError, match="data: no training image has its mirrored row"):
+    with pytest.raises(ValueError, match="data: no training image has a mirrored row"):
         xu.plot_mirroring(unmirrored)
 
 

@@ -90,7 +90,7 @@ def one_run(condition, clone, again):
     green = done.returncode == 0 and "passed" in counts
     found = {"green": green, **counts, "seconds": round(seconds), "slowest": list(slowest)}
     if not green:
-        lines = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+        lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.M)
         found["failures"] = lines or [(done.stdout + done.stderr)[-500:]]
     return found
 
