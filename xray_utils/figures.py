@@ -135,7 +135,7 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
 
 
 def plot_roc(predictions: pd.DataFrame) -> Figure:
-    """ROC and precision-recall curve of each class against the other two; areas with their 95 % intervals."""
+    """ROC and precision-recall curve of each class against the other two; areas under them with 95 % intervals."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     check_predictions(predictions, needed=PROBABILITIES)
@@ -153,15 +153,15 @@ def plot_roc(predictions: pd.DataFrame) -> Figure:
             pr.plot(recall, precision, color=CLASS_COLOURS[name], lw=2)
             pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
             ends.append((name, 1, true.mean(), CLASS_COLOURS[name]))
-        order = sorted(found, key=lambda name: metrics[f"auc_{name}"])  # the largest area stands on top
-        areas = [(f"{name} {with_interval(metrics, f'auc_{name}')}", 1, 1, CLASS_COLOURS[name]) for name in order]
+        order = sorted(found, key=lambda name: metrics[f"auc_{name}"])  # the largest AUC on top
+        labels = [(f"{name} {with_interval(metrics, f'auc_{name}')}", 1, 1, CLASS_COLOURS[name]) for name in order]
         roc.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
         reach = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
         title = "ROC: the intervals\nof the AUCs overlap" if order[1:] else "ROC"
         if order[1:] and reach[-1][0] > max(high for _, high in reach[:-1]):
             title = f"ROC: {order[-1]}\nis told apart best"
         roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title, ylim=(-0.03, 1.03))
-        _label_ends(roc, areas)
+        _label_ends(roc, labels)
         pr.set(xlabel="found (recall)", ylabel="precision", title="Precision; dotted: chance", ylim=(0, 1.03))
         _label_ends(pr, ends)
         return figure

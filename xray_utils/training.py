@@ -34,7 +34,7 @@ def estimate_time(
 
     The fastest of up to three trainings of a batch counts; after ten seconds no further one starts. On the bundled
     sample and on a GPU it prints nothing and returns None. `model` and the random state are not changed. Raises
-    ValueError for arguments that `fit` refuses, RuntimeError when memory runs out.
+    ValueError for arguments that `fit` rejects, RuntimeError when memory runs out.
     """
     check_material(model, data, epochs, batch_size)
     precision, device = choose_precision(precision), accelerator_of().device

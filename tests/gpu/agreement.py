@@ -169,7 +169,7 @@ def load(folder, network):
     return module.load_model(folder / "model.safetensors")
 
 
-# ---------------------------------------------------------------- killed, and finished elsewhere
+# ---------------------------------------------------------------- killed, and finished on another device
 
 
 def child(stage, network, precision, kill, **environment):
@@ -208,7 +208,7 @@ def agreement(stage, networks=tuple(NETWORKS)):
             with stage.part(f"predict, saliency, export, {network}") as found:
                 found |= use(stage, network, data, runs["fp32"])
             if network in plan:
-                with stage.part(f"killed and finished elsewhere, {network}, {plan[network]}") as found:
+                with stage.part(f"killed, finished on another device, {network}, {plan[network]}") as found:
                     waiting[network].result()
                     with mock.patch.dict(os.environ, XRAY_OUTPUTS=str(folder / f"killed_{network}")):
                         history = fit(network, data, "run", plan[network]).history[LOSSES]

@@ -61,8 +61,8 @@ def _to_be_filled(folder, source):
     """
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(
-            f"folder: {folder} already holds other images. Move or delete it; or unpack yours elsewhere, and give "
-            "their folder."
+            f"folder: {folder} already holds other images. Move or delete it; or unpack yours into another folder, and "
+            "give that one."
         )
     with _writing_to(folder.parent), _folder_beside(folder) as temporary:
         whole = temporary / "images"

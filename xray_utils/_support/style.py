@@ -50,12 +50,12 @@ class CourseFigure(Figure):
         drawn, file = io.BytesIO(self.saved), io.BytesIO()
         if self.saved is None or self.stale:  # not drawn yet, or changed since
             self.savefig(drawn, format="png", dpi=2 * self.dpi, bbox_inches="tight")
-        picture, kind = Image.open(drawn).convert("RGB"), "jpeg" if self.photographs else "png"
+        image, kind = Image.open(drawn).convert("RGB"), "jpeg" if self.photographs else "png"
         if self.photographs:
-            picture.save(file, "JPEG", quality=82)
+            image.save(file, "JPEG", quality=82)
         else:
-            picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-        width, height = picture.width // 2, picture.height // 2
+            image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        width, height = image.width // 2, image.height // 2
         shown = display_image(file.getvalue(), format=kind, width=width, height=height)
         data, metadata = shown._repr_mimebundle_()
         display({**data, "text/plain": self.in_words()}, metadata=metadata, raw=True)

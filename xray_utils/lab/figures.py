@@ -183,14 +183,14 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
         short = short if len(set(short)) == len(short) else [str(source) for source in sources]
         places, tables = [places[0], f"external, {short[0]}", *short[1:]], [internal, *parts]
     shown = [[name for name in CLASSES if table.label.eq(name).any()] for table in tables]
-    areas = [compute_metrics(table[table.label.isin(["covid", "normal"])])
+    results = [compute_metrics(table[table.label.isin(["covid", "normal"])])
              if set(names) > {"covid"} and "normal" in names else None
              for table, names in zip(tables, shown, strict=True)]  # fmt: skip
     with _figure(1, len(tables), 10, 4.2, sharey=True, width_ratios=[max(1.2, len(names)) for names in shown]) as (
         figure,
         axes,
     ):
-        for axis, place, table, names, area in zip(axes[0], places, tables, shown, areas, strict=True):
+        for axis, place, table, names, result in zip(axes[0], places, tables, shown, results, strict=True):
             for column, name in enumerate(names):
                 shares, colour = table.p_covid[table.label.eq(name)], CLASS_COLOURS[name]
                 low, middle, high = shares.quantile([0.25, 0.5, 0.75])
@@ -199,15 +199,15 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
                 axis.hlines(middle, column - 0.38, column + 0.38, color="black", lw=3, zorder=3)
             axis.set_xticks(range(len(names)), [f"{name}\n{table.label.eq(name).sum()} images" for name in names])
             axis.set_ylim(-0.03, 1.03)
-            said = f"AUC {with_interval(area, 'auc_covid')}" if area else f"{' and '.join(names)} alone"
+            said = f"AUC {with_interval(result, 'auc_covid')}" if result else f"{' and '.join(names)} alone"
             axis.set_title(f"{place}\n{said}", fontsize=12, loc="left")
         axes[0, 0].set_ylabel("probability of covid")
-        home, *away = ((area or {}).get("auc_covid_interval") or (0, 1) for area in areas)
-        away = [high for (_, high), area in zip(away, areas[1:], strict=True) if area]
+        (low, _), *intervals = ((result or {}).get("auc_covid_interval") or (0, 1) for result in results)
+        highs = [high for (_, high), result in zip(intervals, results[1:], strict=True) if result]
         said = "each external source holds one of the two alone"
-        if away:
+        if highs:
             said = "the intervals of internal and external AUC overlap"
-        if away and home[0] > max(away):
+        if highs and low > max(highs):
             said = "external AUC below the internal one"
         figure.suptitle(f"Covid and normal: {said}", fontweight="bold", fontsize=15, x=0.01, ha="left")
         return figure
