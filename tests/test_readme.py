@@ -246,7 +246,7 @@ def rows_of(page, first, cells):
 
 def test_the_reliability_page_says_what_was_measured():
     found = {part: one["figures"] for part, one in json.loads((ROOT / "results/reliability.json").read_text()).items()}
-    fits, covered, suite = found["soak"]["fits"], found["bootstrap"]["made"], found["soak"]["suite"]
+    fits, covered, suite = found["soak"]["fits"], found["bootstrap"]["made"], found["suite"]
     both = [[100 * share for one in covered for name, share in one[key].items() if name != "sure_but_wrong"]
             for key in ("covered", "covered_by_percentiles")]  # fmt: skip
     shares = [f"{min(some):.0f} to {max(some):.0f} %" for some in both]
@@ -259,11 +259,17 @@ def test_the_reliability_page_says_what_was_measured():
         f"warm-up, {fits['memory_mib_at_the_end']:.0f} MiB at the end; {fits['open_files_at_the_end']} open files",
         f"{len(covered)} kinds of simulated test sets, {found['bootstrap']['sets']:,} each | {shares[0]} |",
         f"bootstrap percentiles, same test sets | {shares[1]} |",
-        f"in {suite['of']} random orders | {suite['rounds_passed']} passed |",
+        f"the test command of the README, in a clean clone | {suite['green_in_all']} of {suite['runs_in_all']} runs "
+        "passed |",
     ):
         assert words in text, words
     assert found["kills"]["epochs_lost_to_one_kill_at_most"] == 1
     assert fits["open_files_after_warm_up"] == fits["open_files_at_the_end"]
+    conditions = {
+        name: [f"{one['green']} of {one['runs']}", " to ".join(dict.fromkeys(f"{s / 60:.1f}" for s in one["seconds"]))]
+        for name, one in suite["conditions"].items()
+    }
+    assert conditions == {row[0]: row[1:] for row in rows_of("results/reliability.md", "(?!condition|-).*", 3)}
 
 
 def test_the_table_of_coverage_is_what_was_measured():

@@ -67,7 +67,9 @@ def read_only(command, folder):
 
 
 def one_run(condition, clone, again):
-    """One run of the suite in `clone`: whether it is green, counts, seconds, the longest cell or test."""
+    """One run of the suite in `clone`: is it green, counts, seconds, the longest cell or test, the processor."""
+    from figures import processor  # of tests/, which the caller has on its path
+
     options, variables = CONDITIONS[condition]
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", *options]
     command += [f"--randomly-seed={again}"] if "randomly" in options else []
@@ -89,6 +91,7 @@ def one_run(condition, clone, again):
     )
     green = done.returncode == 0 and "passed" in counts
     found = {"green": green, **counts, "seconds": round(seconds), "slowest": list(slowest)}
+    found["processor"] = processor()
     if not green:
         lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.M)
         found["failures"] = lines or [(done.stdout + done.stderr)[-500:]]
