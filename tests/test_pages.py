@@ -35,9 +35,13 @@ def test_the_index_links_each_page_and_each_deck_from_both_folders(tmp_path, las
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(f"<h1>Heading of {file}</h1>")
+    for ending in ("pptx", "pdf"):  # of the talk, of another language, and of no deck
+        for name in ("talk", "talk.pt", "01_a"):
+            (tmp_path / "slides" / f"{name}.{ending}").touch()
+    files += ["slides/talk.pptx", "slides/talk.pdf", "slides/01_a.pptx", "slides/01_a.pdf"]
     write_index(tmp_path / last)
     for folder in ("html", "slides"):
         text = (tmp_path / folder / "index.html").read_text()
         linked = [(tmp_path / folder / link).resolve() for link in re.findall('href="(.*?)"', text)]
-        assert linked == [tmp_path / files[i] for i in (0, 2, 1, 3)]
+        assert linked == [tmp_path / files[i] for i in (0, 2, 6, 7, 1, 3, 4, 5)]
         assert re.findall("Heading of [^<]*", text) == [f"Heading of {files[i]}" for i in (0, 1, 3)]

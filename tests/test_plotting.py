@@ -217,7 +217,12 @@ def test_examples_repeat_with_their_seed_and_show_the_size_on_disk(images):
 def test_split_shows_the_counts_of_each_side(split):
     axes = draw(xu.plot_split, {"grouped": split}).axes[0]
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
-    assert heights == xu.count_split(split).loc[list(xu.CLASSES), ["train", "val", "test"]].to_numpy().tolist()
+    counts = xu.count_split(split).loc[list(xu.CLASSES), ["train", "val", "test"]]
+    assert heights == counts.to_numpy().tolist()
+    lines = [line for text in axes.texts for line in text.get_text().split("\n")]
+    for label, row in counts.iterrows():
+        for number in row:
+            assert lines.count(f"{label} {number}") == list(row).count(number)
 
 
 def test_confusion_matrix_shows_numbers_and_shares():
@@ -440,9 +445,11 @@ def test_no_colour_is_taken_for_one_of_another_meaning(eye):
 
 
 def test_a_configuration_of_the_vit_has_its_colour_and_other_runs_none_of_a_model(history):
-    lines = draw(xu.plot_history, {"fixed features": history, "fine-tuned": history, "Adam": history}).axes[0].lines
-    first, tuned, third = (line.get_color() for line in lines[::3])
-    assert tuned == style.MODEL_COLOURS["vit"] and {first, third} < set(style.OTHER_COLOURS)
+    names = ("fixed features", "fine-tuned", "Adam", "random weights")
+    lines = draw(xu.plot_history, dict.fromkeys(names, history)).axes[0].lines
+    first, tuned, *others = (line.get_color() for line in lines[::3])
+    assert tuned == style.MODEL_COLOURS["vit"] and {first, *others} < set(style.OTHER_COLOURS)
+    assert len({first, *others}) == 3
 
 
 def saved(name):
@@ -490,6 +497,7 @@ def test_names_at_the_ends_of_lines_do_not_overlap(history):
     axes = figure.axes[1]
     heights = sorted(axes.transAxes.transform(text.xyann)[1] for text in axes.texts)
     assert len(heights) == 3 and min(np.diff(heights)) > axes.texts[0].get_fontsize() * figure.dpi / 72
+    assert max(text.get_window_extent().y1 for text in axes.texts) <= axes.bbox.y1, "a name touches the title"
 
 
 def test_a_figure_says_its_titles_and_axes_where_it_cannot_be_seen(images, monkeypatch):

@@ -97,7 +97,7 @@ def made(tmp_path_factory):
         )  # the figures are those of the other language, to be quick
         patch.setattr(talk_slides.Talk, "_drawn", lambda *one: next(pictures))
         slides = talk.make("Ana", "Course", date(2026, 11, 28))
-        export.write_html(slides, words, talk.footer, folder / "en" / "talk.slides.html")
+        export.write_html(slides, words, talk.footer, folder / "en" / "talk.en.slides.html")
         yield SimpleNamespace(folder=folder, said=said.getvalue(), slides=slides, tables=tables, footer=talk.footer)
 
 
@@ -106,7 +106,7 @@ def titles_of(html):
 
 
 def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
-    html, pptx, pdf = (made.folder / "pt" / f"talk.{ending}" for ending in ("slides.html", "pptx", "pdf"))
+    html, pptx, pdf = (made.folder / "pt" / f"talk.pt.{ending}" for ending in ("slides.html", "pptx", "pdf"))
     titles, page = titles_of(html), html.read_text(encoding="utf-8").split("<script>")[0]
     assert 16 <= len(titles) <= 22 and f"{len(titles)} slides" in made.said and "runs: own" in made.said
     assert 12 * 60 <= sum(slide.seconds for slide in made.slides) <= 15 * 60
@@ -116,15 +116,20 @@ def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
     assert any("acurácia 0,583\u00a0[0," in title and "original informa 0,89" in title for title in titles)
     assert "Podemos confiar? Sem os pulmões, só a borda já chega a 0,87" in titles
     assert "CNN de base, covid contra normal: AUC 0,99 interna, 0,44 externa" in titles
-    assert page.count("Imagens próprias: 72. Divisão: grouped. Não é para uso clínico.") == len(titles)
+    assert page.count("Imagens próprias: 72. Divisão: agrupada. Não é para uso clínico.") == len(titles)
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "A origem prevê a classe" in page
     assert ">0,00005</td>" in page
     assert not re.search(r"\b0\.\d", re.sub("<.*?>", " ", page.split("<body>")[1])), "a decimal point"
     if BROWSER:
         assert len(re.findall(rb"/Type /Page\b(?!s)", pdf.read_bytes())) == len(titles)
+    index = (html.parent / "index.html").read_text(encoding="utf-8")
+    assert [path.name for path in (html, pptx, pdf) if path.is_file()] == re.findall('href="(.*?)"', index)
     deck = Presentation(pptx)
     assert [slide.shapes.title.text for slide in deck.slides] == titles
     assert all("Tempo: 0:" in slide.notes_slide.notes_text_frame.text for slide in deck.slides)
+    said = deck.slides[titles.index("ViT: 2 de 12 imagens de teste erradas")].notes_slide.notes_text_frame.text
+    wrong = made.tables["vit"].query("label != predicted").label.mode()[0]
+    assert f"Leiam a linha {talk_words.Words('pt')(f'figure.{wrong}')}: nela" in said
     shapes = [shape for slide in deck.slides for shape in slide.shapes]
     assert sum(shape.has_table for shape in shapes) == page.count("<table") > 4
     (report,) = (shape.table for shape in deck.slides[titles.index("ViT: 2 de 12 imagens de teste erradas") + 1].shapes
@@ -141,7 +146,7 @@ def test_one_command_makes_a_talk_of_fifteen_minutes_in_portuguese(made):
 @pytest.mark.parametrize("language", ["en", "pt"])
 def test_every_slide_can_be_shown_and_says_little(language, made, browser):  # noqa: F811
     browser.errors.clear()
-    browser.open(made.folder / language / "talk.slides.html", *SIZES[0])
+    browser.open(made.folder / language / f"talk.{language}.slides.html", *SIZES[0])
     faults = {}
     for width, height in SIZES:
         browser.resize(width, height)
@@ -157,7 +162,7 @@ def test_every_slide_can_be_shown_and_says_little(language, made, browser):  # n
 
 
 def test_a_slide_is_a_page_when_it_is_printed_from_the_browser(made, browser):  # noqa: F811
-    browser.open(made.folder / "pt" / "talk.slides.html", *SIZES[0], query="?print-pdf")
+    browser.open(made.folder / "pt" / "talk.pt.slides.html", *SIZES[0], query="?print-pdf")
     browser._wait(lambda: browser.run("document.querySelectorAll('.pdf-page').length"))
     pages = browser.run(
         "[...document.querySelectorAll('.pdf-page')].map(page => [page.querySelector('img')?.offsetHeight ?? 300,"

@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import save
 from test_arguments import HISTORY, PREDICTIONS, make_images
+from test_dicom import write
 
 import xray_utils as xu
 from xray_utils._support import runs, typical
@@ -196,6 +197,17 @@ def test_an_image_unlike_the_training_images_is_called_so(name, sample_run):
     assert warned == [bool(reasons)] * 2 and "Not checked" not in answer.warning
     shown = [text.get_text() for text in xu.plot_classification(answer).findobj(Text)]
     assert any("Unlike the training images" in text for text in shown) == bool(reasons)
+
+
+@pytest.mark.parametrize("header", [dict(ViewPosition="LL"), dict(Modality="CT")], ids=["lateral view", "CT"])
+def test_the_header_of_a_dicom_tells_that_it_is_no_frontal_radiograph(header, tmp_path, sample_run, run, request):
+    path = write(tmp_path / "side.dcm", **header)
+    reason = f"its DICOM header says {request.node.callspec.id}"
+    for image in (path, path.read_bytes()):
+        assert xu.classify(image, sample_run[0], look=None).unlike[0] == reason
+    assert xu.classify(path, run, look=None).unlike == [reason]  # a run that does not know its training images
+    front = write(tmp_path / "front.dcm", ViewPosition="PA", Modality="DX")
+    assert xu.classify(front, run, look=None).unlike is None
 
 
 def test_a_run_without_training_images_says_that_it_is_not_checked(run, sample_run):

@@ -213,16 +213,21 @@ def plot_split(splits: dict) -> Figure:
         for axis, (name, split) in zip(axes[0], splits.items(), strict=True):
             table = pd.crosstab(split.split, split.label).reindex(index=SPLITS, columns=CLASSES, fill_value=0)
             bottom = np.zeros(len(table))
+            inside = table.min(axis=1) > 0.05 * max(map(len, splits.values()))  # else the numbers stand above the bar
+            inside[SPLITS[0]] = True
             for label in CLASSES:
                 bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label])
-                room = 0.05 * max(len(s) for s in splits.values())  # lower bars have no room for a number
-                texts = [f"{v:.0f}" if v > room else "" for v in table[label]]
-                texts[0] = f"{label} {table[label].iloc[0]}"
+                texts = [f"{label} {v}" if inside[side] else "" for side, v in table[label].items()]
                 axis.bar_label(bars, texts, label_type="center", color=_ink(CLASS_COLOURS[label]), fontsize=10)
                 bottom += table[label].to_numpy()
-            for side, total in enumerate(bottom):
-                axis.text(side, total, f"{total:.0f}", ha="center", va="bottom", fontsize=10, fontweight="bold")
+            for x, side in enumerate(SPLITS):
+                place, of, style = (x, bottom[x]), "data", dict(ha="center", va="bottom", fontsize=10)
+                if not inside[side]:
+                    names = "\n".join(f"{label} {table[label][side]}" for label in reversed(CLASSES))
+                    place, of = (0.5, 1), axis.text(*place, names, **style)
+                axis.annotate(f"{bottom[x]:.0f}", place, xycoords=of, **style, fontweight="bold")
             axis.set_title(f"{name}: {bottom[-1]:.0f} to test on")
+            axis.margins(y=0.1)
         axes[0, 0].set_ylabel("images")
         return figure
 

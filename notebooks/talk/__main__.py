@@ -6,8 +6,12 @@
 import argparse
 import sys
 from datetime import date
+from pathlib import Path
 
 import xray_utils as xu
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "templates"))
+from index_writer import write_index
 
 from export import write_html, write_pdf, write_pptx
 from slides import Talk
@@ -30,7 +34,8 @@ def main():
         slides = talk.make(arguments.group, arguments.course, arguments.date)
     except (ValueError, OSError, KeyError) as error:
         sys.exit(f"talk: {error.args[0] if isinstance(error, KeyError) else error}")
-    html, pptx, pdf = (xu.outputs_dir("slides", f"talk.{end}") for end in ("slides.html", "pptx", "pdf"))
+    name = f"talk.{words.language}"
+    html, pptx, pdf = (xu.outputs_dir("slides", f"{name}.{ending}") for ending in ("slides.html", "pptx", "pdf"))
     write_html(slides, words, talk.footer, html)
     write_pptx(slides, words, talk.footer, pptx)
     seconds = sum(slide.seconds for slide in slides)
@@ -40,7 +45,8 @@ def main():
         write_pdf(slides, words, talk.footer, pdf)
         print(pdf)
     except OSError as error:
-        print(f"No talk.pdf: {error}")
+        print(f"No {pdf.name}: {error}")
+    print(write_index(html.parent))
 
 
 if __name__ == "__main__":

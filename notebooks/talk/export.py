@@ -47,7 +47,8 @@ def write_pdf(slides, words, footer: str, path: Path) -> None:
     """The slides printed by Chromium or Chrome, a page a slide. Raises OSError where neither prints."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        raise FileNotFoundError("Chromium or Chrome is not installed. PowerPoint and LibreOffice can print talk.pptx.")
+        printed = path.with_suffix(".pptx").name
+        raise FileNotFoundError(f"Chromium or Chrome is not installed. PowerPoint and LibreOffice can print {printed}.")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
     with whole_file(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent) as folder:
         page = Path(folder) / "talk.html"

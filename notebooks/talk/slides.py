@@ -62,7 +62,7 @@ class Talk:
                 )
         self.names = {model: words(f"name.{model}") for model in xu.NOTEBOOKS}
         words.names |= self.names | {f"{model}_{self.ending}": name for model, name in self.names.items()}
-        self.footer = words(f"footer.{self.kind}", images=len(self.images), protocol=protocol)
+        self.footer = words(f"footer.{self.kind}", images=len(self.images), protocol=words(f"protocol.{protocol}"))
 
     def add(self, name, kind=None, figure=None, size=WIDE, titles=False, table=None, variants=(), seconds=40, **values):
         """A slide with the texts kind.title, kind.words and kind.notes of strings.csv.
@@ -171,8 +171,8 @@ class Talk:
         values |= {"errors": len(wrong), "patients": result.metrics["groups"]}
         if len(wrong):
             pairs = wrong.groupby(["label", "predicted"]).size()
-            pair = "\u00a0→\u00a0".join(words(f"figure.{label}") for label in pairs.idxmax())
-            values |= {"pair": pair, "count": pairs.max()}
+            true, called = (words(f"figure.{label}") for label in pairs.idxmax())
+            values |= {"label": true, "pair": f"{true}\u00a0→\u00a0{called}", "count": pairs.max()}
         figure, variants = xu.plot_confusion_matrix(predictions), [] if len(wrong) else ["none"]
         self.add(f"{model}_confusion", "confusion", figure, SQUARE, variants=variants, **values)
         if model in ORIGINAL:

@@ -20,10 +20,10 @@ td, th {{ border-top: 1px solid #ccc; padding: 0.5em 0.5em 0.5em 0; text-align: 
 a {{ color: #0072B2; }}
 </style></head><body>
 <h1>Chest X-rays in three classes</h1>
-<table><tr><th>Notebook</th><th>Page</th><th>Slides</th></tr>
+<table><tr><th>Notebook or talk</th><th>Page</th><th>Slides</th></tr>
 {rows}
 </table>
-<p>Each page was made from the notebook of the same name. Not for clinical use.</p>
+<p>Not for clinical use.</p>
 </body></html>
 """
 
@@ -39,7 +39,7 @@ def heading(path):
 
 
 def write_index(folder):
-    """Write `index.html` into `folder`: a row for each notebook, with links
+    """Write `index.html` into `folder`: a row for each notebook and talk, with links
 
     Pages in a folder html and decks in a folder slides beside it are listed in both.
     """
@@ -51,14 +51,17 @@ def write_index(folder):
     ):
         name, kind = re.fullmatch(r"(.*?)(\.slides)?\.html", path.name).groups()
         files.setdefault(name, {})["slides" if kind else "page"] = path
+        others = (path.with_name(f"{name}.{ending}") for ending in ("pptx", "pdf") if kind)
+        files[name] |= {other.suffix[1:]: other for other in others if other.is_file()}
     for other in folders:
         rows = []
         for _, kinds in sorted(files.items()):
             cells = [html.escape(heading(next(iter(kinds.values()))))]
-            for kind in ("page", "slides"):
-                path = kinds.get(kind)
-                link = path and Path(os.path.relpath(path, other)).as_posix()
-                cells.append(f'<a href="{html.escape(link)}">{kind}</a>' if path else "")
+            for column in (("page",), ("slides", "pptx", "pdf")):
+                shown = [kind for kind in column if kind in kinds]
+                paths = [Path(os.path.relpath(kinds[kind], other)).as_posix() for kind in shown]
+                links = zip(map(html.escape, paths), shown, strict=True)
+                cells.append(" ".join(f'<a href="{path}">{kind}</a>' for path, kind in links))
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         (other / "index.html").write_text(PAGE.format(rows="\n".join(rows)), encoding="utf-8")
     return folder / "index.html"

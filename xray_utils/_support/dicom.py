@@ -59,40 +59,43 @@ def header_of(path):
     return pydicom.dcmread(path, stop_before_pixels=True, defer_size=MANY_ATTRIBUTES)
 
 
+def no_frontal_radiograph(header):
+    """Why it is no frontal radiograph of a chest: "lateral view", or a modality such as "CT"; else ""."""
+    codes = " ".join(str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or [])
+    views = {str(header.get("ViewPosition", "")).upper(), *codes.upper().split()}
+    modality = str(header.get("Modality") or "").upper()
+    return modality if modality in NO_XRAY else "lateral view" if views & LATERAL else ""
+
+
 def add_headers(root, rows):
     """Rows of `find_images`, with the patient from the DICOM header where no table says it; reasons of those left out.
 
     Of the PatientID, which is personal data, only a digest is kept, and nothing else of the header.
     """
-    lateral, unread, other, found = [], [], {}, {}
+    unread, other, found = [], {}, {}
     for file, patient in rows[["file", "patient"]].itertuples(index=False) if len(rows) else ():
         if not may_be_dicom(root / file):
             continue
         if _pydicom() is None:
             unread.append(file)
             continue
-        views, number, modality = set(), "", ""
+        number, what = "", ""
         with suppress(Exception), warnings.catch_warnings():  # `audit_images` gives the reason
             warnings.simplefilter("ignore")
             header = header_of(root / file)
-            codes = " ".join(str(code.get("CodeMeaning", "")) for code in header.get("ViewCodeSequence") or [])
-            views = {str(header.get("ViewPosition", "")).upper(), *codes.upper().split()}
-            number = str(header.get("PatientID") or "").strip()
-            modality = str(header.get("Modality") or "").upper()
-        if modality in NO_XRAY:
-            other[file] = modality
-        elif views & LATERAL:
-            lateral.append(file)
+            number, what = str(header.get("PatientID") or "").strip(), no_frontal_radiograph(header)
+        if what:
+            other[file] = what
         elif not isinstance(patient, str):
             found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
     if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # what programs that remove names leave behind
         print(f"All {len(found)} DICOM files have the same PatientID or none, so it is not used. If they are of one")
         print("patient, say so in a manifest.csv, column patient_id.")
         found = {}
-    if lateral or unread or other or found:
-        rows = rows[~rows.file.isin([*lateral, *unread, *other])].reset_index(drop=True)
+    if unread or other or found:
+        rows = rows[~rows.file.isin([*unread, *other])].reset_index(drop=True)
         rows["patient"] = rows.patient.where(rows.patient.notna(), rows.file.map(found))
-    return rows, Counter(other.values()) + Counter({"lateral view": len(lateral), NO_PYDICOM: len(unread)})
+    return rows, Counter(other.values()) + Counter({NO_PYDICOM: len(unread)})
 
 
 def mode_and_size(path, header):

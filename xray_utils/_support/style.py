@@ -25,7 +25,7 @@ MODEL_COLOURS = {
     "resnet18": "#F0B030",
     "vit": "#30002A",
 }
-OTHER_COLOURS = ("#555555", "#56B4E9", "#7A5CFF")  # for anything that is neither class nor model
+OTHER_COLOURS = ("#555555", "#56B4E9", "#7A5CFF", "#00CCCC")  # for anything that is neither class nor model
 STYLE = {
     **{"figure.constrained_layout.use": True, "figure.dpi": 110, "savefig.dpi": 220, "font.size": 12},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 13, "axes.titleweight": "bold"},
@@ -130,7 +130,7 @@ def _label_ends(axis, ends):
     for end in ends:
         heights.append(max(end[2], heights[-1] + gap) if heights else end[2])
     for i in reversed(range(len(ends))):  # those pushed out above come down again
-        heights[i] = min(heights[i], heights[i + 1] - gap if i + 1 < len(ends) else max(high, ends[i][2]))
+        heights[i] = min(heights[i], heights[i + 1] - gap if i + 1 < len(ends) else max(high - gap / 2, ends[i][2]))
     for (name, x, y, colour), height in zip(ends, heights, strict=True):
         leader = dict(arrowstyle="-", color=colour, lw=1, ls=":", relpos=(0, 0.5), shrinkA=3, patchA=None)
         place = (1.02, (height - low) / (high - low))

@@ -160,7 +160,7 @@ def plot_residual_block(block: torch.nn.Module) -> Figure:
 
         def box(x, y, text, colour, half=0.36):
             axis.add_patch(FancyBboxPatch((x - half, y - 0.36), 2 * half, 0.72, "round,pad=0.04", fc=colour, ec="0.3"))
-            axis.text(x, y, text, ha="center", va="center", fontsize=12)
+            axis.text(x, y, text, ha="center", va="center", fontsize=11)
 
         plus = len(change) + 1
         for x, text in enumerate([*change, "+", *after], start=1):

@@ -228,7 +228,7 @@ def plot_risk_coverage(tables: dict, uncertainty: dict, threshold: float) -> Fig
     with _figure(width=9, height=2.4 + 0.2 * len(tables)) as (figure, axes):
         axis, ends, titles = axes[0, 0], [], []
         for i, (name, table) in enumerate(tables.items()):
-            curve, colour = risk_coverage(table, uncertainty[name]), _colour_of(name, 2 * i)
+            curve, colour = risk_coverage(table, uncertainty[name]), _colour_of(name, 2 * i % 3)
             axis.plot(curve.coverage, curve.risk, color=colour, lw=2, linestyle=("-", "--", "-.", ":")[i % 4])
             ends.append((name, 1, curve.risk.iloc[-1], colour))
             titles.append(f"{name}: {curve.risk.iloc[-1]:.1%} of all {len(table)} wrong")

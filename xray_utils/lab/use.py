@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from .._support.checks import check_path
 from .._support.decode import SHRINK, _to_rgb, bytes_needed
+from .._support.dicom import header_of, is_dicom, no_frontal_radiograph
 from .._support.files import _folder_beside, _writing_to
 from .._support.paths import outputs_dir, repository_dir
 from .._support.runs import Run, load_run
@@ -71,7 +72,8 @@ def classify(
 ) -> Classification:
     """Classify one X-ray with the network of `run`; print the `Classification` with a warning (no diagnosis).
 
-    It warns if the image is unlike the training images: inverted, turned, coloured, no chest.
+    It warns if the image is unlike the training images: inverted, turned, coloured, no chest; or if a
+    DICOM header says that it is a lateral view or another modality.
     image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
     folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
     Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError for a path or a run
@@ -80,7 +82,8 @@ def classify(
     run = _run_of(run)
     _check_look(look)
     known = load_typical(run.folder)
-    pixels = resize(_rgb_of(image), run.config["data"]["size"])
+    shown, what = _rgb_of(image)
+    pixels = resize(shown, run.config["data"]["size"])
     rows = pd.DataFrame({"file": ["image"], "label": [None], "group": ["image"], "mirrored": [False]})
     side = Split(rows, pixels[None], np.zeros(1, np.int64))
     probabilities = predict(run.model, side)[PROBABILITIES].iloc[0].set_axis(list(CLASSES))
@@ -90,6 +93,7 @@ def classify(
         rows = find_images(sample)
         credit = credit_line(rows[rows.file.eq(Path(image).expanduser().resolve().relative_to(sample).as_posix())])
     unlike = known and reasons_against(pixels, known, lung_fields(pixels[None].copy()).trusted[0])
+    unlike = [f"its DICOM header says {what}", *(unlike or [])] if what else unlike
     where = look(run.model, side)[0] if look else None
     answer = Classification(probabilities, pixels, where, run.name, credit, unlike)
     print(answer)
@@ -108,25 +112,25 @@ def _run_of(run):
 
 
 def _rgb_of(image):
-    """The image as `read_image` gives it, PIL RGB."""
+    """The image as `read_image` gives it, PIL RGB; what its DICOM header says, if it is no frontal radiograph."""
     if isinstance(image, Image.Image):
         try:
             bytes_needed(image.mode, *image.size)
         except Image.DecompressionBombError as error:
             raise ValueError(f"image: {error} {SHRINK}") from error
         inverted = getattr(image, "tag_v2", {}).get(262) == 0
-        return _to_rgb(ImageOps.exif_transpose(image), inverted)
+        return _to_rgb(ImageOps.exif_transpose(image), inverted), ""
     if isinstance(image, (bytes, bytearray, memoryview)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image"
             path.write_bytes(image)
-            return read_image(path)
+            return _rgb_of(path)
     if not isinstance(image, (str, os.PathLike)):
         raise ValueError(f"image: a {type(image).__name__} is no X-ray; pass a path, the bytes of a file, a PIL image.")
     path = Path(image).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"image: {str(image)!r} is no file. Give the path of an X-ray.")
-    return read_image(path)
+    return read_image(path), no_frontal_radiograph(header_of(path)) if is_dicom(path) else ""
 
 
 def _has_reader():
