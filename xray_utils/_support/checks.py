@@ -10,6 +10,7 @@ import pandas as pd
 from ..constants import CLASSES, PROBABILITIES, SPLITS
 
 MAX_SIZE = 4096  # pixels along a side of a prepared image
+KNOWN = {"label": ("classes", CLASSES), "predicted": ("classes", CLASSES), "split": ("sides", SPLITS)}
 
 
 def _shown(value):
@@ -65,8 +66,7 @@ def check_array(argument, values, shape, allowed, is_good=np.isfinite):
         array = np.asarray(values, float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument}: {_shown(values)} must be {allowed}.") from error
-    fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
-    if not fits:
+    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
         raise ValueError(f"{argument}: {array.shape} must be {allowed}.")
     if not is_good(array).all():
         raise ValueError(f"{argument}: {array[~is_good(array)][0]} is in it; it must be {allowed}.")
@@ -83,12 +83,10 @@ def check_table(argument, table, columns, maker):
         raise ValueError(f"{argument}: the table is empty; pass the one made by {maker}.")
     for column in columns:
         cells = table[column]
-        if column in ("label", "predicted") and not cells.isin(CLASSES).all():
-            wrong = cells[~cells.isin(CLASSES)].iloc[0]
-            raise ValueError(f"{argument}: {wrong!r} is none of the classes {', '.join(CLASSES)}.")
-        if column == "split" and not cells.isin(SPLITS).all():
-            wrong = cells[~cells.isin(SPLITS)].iloc[0]
-            raise ValueError(f"{argument}: {wrong!r} is none of the sides {', '.join(SPLITS)}.")
+        what, known = KNOWN.get(column, ("", ()))
+        if known and not cells.isin(known).all():
+            wrong = cells[~cells.isin(known)].iloc[0]
+            raise ValueError(f"{argument}: {wrong!r} is none of the {what} {', '.join(known)}.")
         if cells.isna().any():
             raise ValueError(f"{argument}: column {column!r} has no value in row {cells.isna().idxmax()!r}; fill it.")
 
@@ -126,9 +124,6 @@ def check_histories(argument, histories, *columns):
 
 
 def _check_names(names):
-    if (
-        isinstance(names, str)
-        or not np.iterable(names)
-        or not all(isinstance(name, str) and Path(name).name == name for name in names)
-    ):
+    listed = np.iterable(names) and not isinstance(names, str)
+    if not listed or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise ValueError(f"names: {names!r} must be a list of run names, such as ['baseline_cnn_grouped'].")

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import stat
 import warnings
 from collections import Counter
 from contextlib import suppress
@@ -31,13 +30,10 @@ def _pydicom():
 
 def is_dicom(path):
     """Whether the content of this file is DICOM, whatever its name."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        with open(path, "rb") as file:
+    if os.path.isfile(path):  # reading a pipe or a device may never end
+        with suppress(OSError), open(path, "rb") as file:  # the reader gives the reason
             return file.read(132)[128:] == b"DICM"
-    except (OSError, ValueError):  # the reader gives the reason
-        return False
+    return False
 
 
 def may_be_dicom(path):
@@ -51,10 +47,8 @@ def header_of(path):
     name = Path(path).name
     if (pydicom := _pydicom()) is None:
         raise OSError(f"{name}: {NO_PYDICOM}.")
-    if (
-        pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-        == pydicom.uid.DeflatedExplicitVRLittleEndian
-    ):
+    syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         raise OSError(f"{name}: deflated DICOM is not read; convert it: dcmconv +te old.dcm new.dcm (DCMTK).")
     return pydicom.dcmread(path, stop_before_pixels=True, defer_size=MANY_ATTRIBUTES)
 
