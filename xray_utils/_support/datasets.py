@@ -37,10 +37,9 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
                     raise OSError("it holds links, refused as unsafe")
                 shutil.copytree(cache, whole)
             else:
-                archive = whole.with_name("archive.zip")
-                with urllib.request.urlopen(f"{page}/archive/{commit[0]}.zip", timeout=60) as answer:
-                    with open(archive, "wb") as file:
-                        shutil.copyfileobj(answer, file)
+                archive, address = whole.with_name("archive.zip"), f"{page}/archive/{commit[0]}.zip"
+                with urllib.request.urlopen(address, timeout=60) as answer, open(archive, "wb") as file:
+                    shutil.copyfileobj(answer, file)
                 unpack(archive, whole)
             if not image_files(whole)[0]:
                 raise OSError("it holds no images")
@@ -95,8 +94,8 @@ def use_images(source: str | None = None, labels: dict | None = None) -> None:
         check_path("source", source, "the name of a set, a folder, a .zip file, or None")
         if os.environ.get("XRAY_DATA"):
             raise ValueError(f"source: {str(source)!r} would not be used while XRAY_DATA is set. Unset that first.")
-    elif outputs_dir(CHOICE).is_file() and not os.environ.get("XRAY_DATA"):
-        folder, before, kept = _chosen()
+    elif (chosen := _chosen()) and not os.environ.get("XRAY_DATA"):
+        folder, before, kept = chosen
         if not folder.is_dir() and _is_there(before):
             print(f"{folder} is gone; its images are fetched again from {before}.")
             source, labels = before, labels or kept
@@ -120,17 +119,18 @@ def _images_of(source, labels):
     if source == "sample":
         return own.with_name("sample"), source
     path = Path(_upload() if source == "upload" else source).expanduser()
-    if source not in SOURCES and path.is_dir():
+    if source in SOURCES:
+        origin = key = source
+    elif path.is_dir():
         _check_images(path, labels)
         return path.resolve(), ""
-    if source not in SOURCES and path.is_file():
+    elif path.is_file():
         check_archive(path)
-    elif source not in SOURCES:
+        origin, key = str(path.resolve()), f"{path.name}, {path.stat().st_size} bytes"
+    else:
         raise ValueError(
             f"source: {str(source)!r} is no folder, no .zip file and no known set. Known: {', '.join(SOURCES)}."
         )
-    origin = source if source in SOURCES else str(path.resolve())
-    key = source if source in SOURCES else f"{path.name}, {path.stat().st_size} bytes"
     if (own / ".source").is_file() and (own / ".source").read_text(encoding="utf-8") == key:
         if labels:
             _check_images(own, labels)
