@@ -51,25 +51,24 @@ def report_requirements():
     """Lines that say OK, with the versions, or what to do: Python first, then every requirement."""
     number = ".".join(map(str, sys.version_info[:3]))
     lines = [f"Python {number}: " + ("OK" if sys.version_info >= (3, 10) else "too old. Install 3.10 or newer.")]
-    for i, (purpose, needed) in enumerate(requirements().items()):
-        good = {r.name: installed(r)[0] for r in needed if installed(r)[1]}
-        lines.append(
-            f"For {purpose}: OK: {', '.join(f'{name}=={version}' for name, version in good.items()) or 'none'}"
-        )
-        for lacking in (r for r in needed if r.name not in good):
+    advice = "Run"
+    for purpose, needed in requirements().items():
+        good = [f"{r.name}=={installed(r)[0]}" for r in needed if installed(r)[1]]
+        lines.append(f"For {purpose}: OK: {', '.join(good) or 'none'}")
+        for lacking in (r for r in needed if not installed(r)[1]):
             state = f"{installed(lacking)[0]} will not do" if installed(lacking)[0] else "missing"
-            need = "Run" if i == 0 else "No notebook here needs it; to have it, run"
-            lines.append(f'  {lacking.name}: {state}. {need}: {sys.executable} -m pip install "{lacking}"')
+            lines.append(f'  {lacking.name}: {state}. {advice}: {sys.executable} -m pip install "{lacking}"')
+        advice = "No notebook here needs it; to have it, run"  # the first purpose is the notebooks
     return lines
 
 
 def install_missing(repository):
-    """Install what the notebooks lack, and nothing else: whatever is here and will do keeps its version.
+    """Install what the notebooks lack, and nothing else: an installed package that will do keeps its version.
 
-    repository: the address in the set-up cell. Unless the course was fetched from there, into `course` beside the
-    notebook, nothing is installed, and it is said what to run. Raises ImportError then, or when torch is here but will
-    not do (it is never replaced); RuntimeError when pip fails, or when a package that is in use was replaced: the only
-    case that asks for a restart.
+    repository: the address in the set-up cell. Packages are installed only if the course was fetched from there, into
+    `course` beside the notebook. Raises ImportError with the command to run otherwise, and when the installed torch
+    will not do (it is never replaced); RuntimeError when pip fails, or when a package in use was replaced: only then
+    the kernel must be restarted.
     """
     needed = next(iter(requirements().values()))
     lacking = [r for r in needed if not installed(r)[1]]
