@@ -54,16 +54,16 @@ def header_of(path):
 
 
 def add_headers(root, rows):
-    """Rows of `find_images`, with the patient from the DICOM header where no table says it; reasons of those left out.
+    """Rows of `find_images`, with the patient from the DICOM header where no table has it; counts of those left out.
 
-    Of the PatientID, which is personal data, only a digest is kept, and nothing else of the header.
+    Only a digest of the PatientID, which is personal data, is kept, and nothing else of the header.
     """
-    lateral, unread, other, found = [], [], {}, {}
+    left_out, found = {}, {}  # by file: why, and the patient
     for file, patient in rows[["file", "patient"]].itertuples(index=False) if len(rows) else ():
         if not may_be_dicom(root / file):
             continue
         if _pydicom() is None:
-            unread.append(file)
+            left_out[file] = NO_PYDICOM
             continue
         views, number, modality = set(), "", ""
         with suppress(Exception), warnings.catch_warnings():  # `audit_images` gives the reason
@@ -74,19 +74,19 @@ def add_headers(root, rows):
             number = str(header.get("PatientID") or "").strip()
             modality = str(header.get("Modality") or "").upper()
         if modality in NO_XRAY:
-            other[file] = modality
+            left_out[file] = modality
         elif views & LATERAL:
-            lateral.append(file)
+            left_out[file] = "lateral view"
         elif not isinstance(patient, str):
             found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
     if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # what programs that remove names leave behind
         print(f"All {len(found)} DICOM files have the same PatientID or none, so it is not used. If they are of one")
         print("patient, say so in a manifest.csv, column patient_id.")
         found = {}
-    if lateral or unread or other or found:
-        rows = rows[~rows.file.isin([*lateral, *unread, *other])].reset_index(drop=True)
+    if left_out or found:
+        rows = rows[~rows.file.isin(list(left_out))].reset_index(drop=True)
         rows["patient"] = rows.patient.where(rows.patient.notna(), rows.file.map(found))
-    return rows, Counter(other.values()) + Counter({"lateral view": len(lateral), NO_PYDICOM: len(unread)})
+    return rows, Counter(left_out.values())
 
 
 def mode_and_size(path, header):
