@@ -20,10 +20,8 @@ def memory_for(batch_size):
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
         if not full:  # the message of torch on a CPU
             raise
-        way_out = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
-        raise RuntimeError(
-            f"batch_size: {batch_size} is too large for the memory of this device; {way_out}."
-        ) from error
+        remedy = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
+        raise RuntimeError(f"batch_size: {batch_size} is too large for the memory of this device; {remedy}.") from error
 
 
 @contextmanager

@@ -50,13 +50,11 @@ class CourseFigure(Figure):
         drawn, file = io.BytesIO(self.saved), io.BytesIO()
         if self.saved is None or self.stale:  # not drawn yet, or changed since
             self.savefig(drawn, format="png", dpi=2 * self.dpi, bbox_inches="tight")
-        image, kind = Image.open(drawn).convert("RGB"), "jpeg" if self.photographs else "png"
-        if self.photographs:
-            image.save(file, "JPEG", quality=82)
-        else:
-            image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-        width, height = image.width // 2, image.height // 2
-        shown = display_image(file.getvalue(), format=kind, width=width, height=height)
+        image, kind, options = Image.open(drawn).convert("RGB"), "jpeg", {"quality": 82}
+        if not self.photographs:
+            image, kind, options = image.quantize(256, dither=Image.Dither.NONE), "png", {"optimize": True}
+        image.save(file, kind, **options)
+        shown = display_image(file.getvalue(), format=kind, width=image.width // 2, height=image.height // 2)
         data, metadata = shown._repr_mimebundle_()
         display({**data, "text/plain": self.in_words()}, metadata=metadata, raw=True)
 
