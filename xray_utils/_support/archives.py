@@ -20,7 +20,7 @@ UNSAFE = "holds {!r}, refused as unsafe"
 
 
 def check_archive(path):
-    """Raise ValueError unless the file is an archive that `unpack` reads; say what it is, and what to do."""
+    """Raise ValueError unless the file is an archive that `unpack` reads; it says what the file is and what to do."""
     if path.name.lower().endswith(EXTENSIONS + dicom.EXTENSIONS):
         raise ValueError(f"source: {path.name} is one image. Give the folder of your images, or use xu.classify.")
     with open(path, "rb") as file:
@@ -36,7 +36,7 @@ def unpack(archive, folder, max_bytes=20 * 10**9):
     """Unpack an archive, and archives inside it unless images lie beside them, into the new `folder`; return the bytes.
 
     Whole or not at all. Raises ValueError, before anything of an archive is written, for paths that leave the folder,
-    links and devices, a name that is there twice (in upper or lower case: one file to Windows and macOS), a password,
+    links and devices, a name that occurs twice (in any case: one file on Windows and macOS), a password,
     a compression other than deflate, and more than `max_bytes` or 100 times the archive when unpacked. zipfile and
     tarfile write no more than the sizes checked here, and raise BadZipFile or TarError if there is more.
     """
@@ -72,7 +72,7 @@ def _unpack_one(archive, folder, allowed):
     if not hasattr(tarfile, "data_filter"):
         raise ValueError(f"archive: {archive.name} needs a newer Python 3.10 or 3.11. Unpack it, and give the folder.")
     try:
-        mode = "r:gz" if _is_gzip(archive, 2 * allowed + 2**20) else "r:"  # before a header is read: it may lie
+        mode = "r:gz" if _is_gzip(archive, 2 * allowed + 2**20) else "r:"  # first: headers may be false
         with tarfile.open(archive, mode) as file:
             total = _check(archive, map(_of_tar, file), allowed)
             file.extractall(folder, filter="data")

@@ -1,4 +1,4 @@
-"""Checks of arguments: a ValueError begins with the name of the argument and says what would do."""
+"""Checks of arguments: a ValueError begins with the name of the argument and says what is allowed."""
 
 import numbers
 import os
@@ -19,7 +19,7 @@ def _shown(value):
 
 
 def check_kind(argument, value, kind, what, instead):
-    """`value` is of this type, `what` it is called; `instead` says what to pass."""
+    """`value` is of this type, called `what`; `instead` says what to pass."""
     if not isinstance(value, kind):
         raise ValueError(f"{argument}: {_shown(value)} is no {what}; pass {instead}.")
 
@@ -50,12 +50,12 @@ def check_whole(argument, value, least=0, most=2**32 - 1, more=""):
 
 
 def check_size(size):
-    """`size` is that of a prepared image."""
+    """`size` is the side of a prepared image, in pixels."""
     check_whole("size", size, 1, MAX_SIZE)
 
 
 def check_path(argument, value, instead):
-    """`value` is a path (whether there is anything or not)."""
+    """`value` is a path; it need not exist."""
     if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
         raise ValueError(f"{argument}: {_shown(value)} is no path; pass {instead}.")
 
@@ -104,7 +104,7 @@ def check_predictions(predictions, argument="predictions", needed=()):
 
 
 def check_dict(argument, tables, hint):
-    """Raise ValueError unless `tables` is a dict with something in it."""
+    """Raise ValueError unless `tables` is a dict that is not empty."""
     if not isinstance(tables, dict) or not tables:
         raise ValueError(f"{argument}: there is nothing by name in this {type(tables).__name__}; pass {hint}.")
 

@@ -19,7 +19,7 @@ NO_PYDICOM = "DICOM needs pydicom (pip install pydicom)"
 
 
 def _pydicom():
-    """The package pydicom, or None: it need not be there."""
+    """The package pydicom, or None if it is not installed."""
     try:
         import pydicom.pixels
 
@@ -37,13 +37,13 @@ def is_dicom(path):
 
 
 def may_be_dicom(path):
-    """As `is_dicom`, of files that are named like one: .dcm, .dicom, or, as archives name them, IM0001 or 1.2.840.1."""
+    """Whether the file ends in .dcm or .dicom, or has no extension, as IM0001 or 1.2.840.1, and `is_dicom`."""
     name = os.path.basename(path).lower()
     return name.endswith(EXTENSIONS) or not re.search(r"\.[a-z]\w*$", name) and is_dicom(path)
 
 
 def header_of(path):
-    """All attributes but the pixels. A deflated file is not read, since it may unpack to anything."""
+    """All attributes but the pixels. A deflated file is not read, since it may unpack to any size."""
     name = Path(path).name
     if (pydicom := _pydicom()) is None:
         raise OSError(f"{name}: {NO_PYDICOM}.")
@@ -79,7 +79,7 @@ def add_headers(root, rows):
             left_out[file] = "lateral view"
         elif not isinstance(patient, str):
             found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
-    if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # what programs that remove names leave behind
+    if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # as after anonymisation
         print(f"All {len(found)} DICOM files have the same PatientID or none, so it is not used. If they are of one")
         print("patient, say so in a manifest.csv, column patient_id.")
         found = {}
@@ -90,7 +90,7 @@ def add_headers(root, rows):
 
 
 def mode_and_size(path, header):
-    """ "DICOM" or "DICOM RGB", columns and rows; OSError where it is no image that is read."""
+    """ "DICOM" or "DICOM RGB", columns and rows; OSError for one that is not supported."""
     kind, bits = header.get("PhotometricInterpretation") or "", header.get("BitsAllocated")
     if not (bits and header.get("Rows") and header.get("Columns")):
         raise OSError(f"{Path(path).name}: there is no image in this DICOM file.")
@@ -112,7 +112,7 @@ def _look_up(item, values):
 def first_frame(path, header):
     """The first frame as a PIL image, "L" or "RGB", as a viewer shows it: rescaled, windowed, MONOCHROME1 inverted.
 
-    Modality LUT, then the first VOI LUT or window; without one, the range that is used (but for padding).
+    Modality LUT, then the first VOI LUT or window; without one, the range of the pixels that are not padding.
     """
     pixels, syntax = _pydicom().pixels, header.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not pixels.get_decoder(syntax).is_available:
@@ -143,4 +143,4 @@ def first_frame(path, header):
     levels = 1 - levels if header.PhotometricInterpretation == "MONOCHROME1" else levels
     table = np.zeros(1 << 16, np.uint8)
     table[values % (1 << 16)] = (255 * np.where(padded, 0, levels)).round()
-    return Image.fromarray(table[stored.astype(np.uint16)])  # of a negative number the same rest
+    return Image.fromarray(table[stored.astype(np.uint16)])  # a negative number has the same index

@@ -14,12 +14,12 @@ from pathlib import Path
 
 try:
     from packaging.requirements import Requirement
-except ImportError:  # it is on the list itself
+except ImportError:  # packaging is in requirements.txt itself
     from pip._vendor.packaging.requirements import Requirement
 
 
 LIST = Path(__file__).resolve().parents[2] / "requirements.txt"
-KEPT = ("torch", "torchvision")  # made for the machine by those who run it
+KEPT = ("torch", "torchvision")  # builds for this machine, never replaced
 
 
 def requirements():
@@ -39,7 +39,7 @@ def requirements():
 
 
 def installed(requirement):
-    """The installed version (None: there is none), and whether it will do."""
+    """The installed version or None, and whether it satisfies the requirement."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:

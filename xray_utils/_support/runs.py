@@ -104,7 +104,7 @@ def _save(folder, model, optimizer, plateau, scaler, history):
         "model": state,
         "optimizer": optimizer.state_dict(),
         "plateau": plateau.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,  # of fp16 alone
+        "scaler": scaler.state_dict() if scaler else None,  # for fp16 only
         "history": history,
     }
     buffer = io.BytesIO()  # torch.save hides why it could not write to a file

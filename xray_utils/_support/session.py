@@ -131,7 +131,7 @@ class Session:
         return to_input(self.pixels[side](indices), self.model, self.device), labels
 
     def watch(self, loss, images, counters):
-        """Every so often: show the progress, and raise FloatingPointError where a loss was not finite."""
+        """Show the progress, and raise FloatingPointError for a loss that is not finite; on a GPU every 20 steps."""
         last = self.step + 1 == self.steps
         if self.device.type != "cpu" and not last and (self.step + 1) % LOOK_EVERY:
             return

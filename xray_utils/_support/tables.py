@@ -22,14 +22,11 @@ MAX_EXCEL = 10**8  # bytes of an Excel file when unpacked
 class Layout:
     """How a set describes its images."""
 
-    name: str  # the source of its images; "": the user's own table, in which each line must be right
+    name: str  # the source of its images; "": the user's own table, in which every row must be valid
     table: str  # a regular expression: the files that identify the set
-    columns: dict  # {name in the table: file, label, patient, source, view, modality or licence}; case does not matter
+    columns: dict  # {name in the table, in any case: file, label, patient, source, view, modality or licence}
     folders: tuple  # where its images are, with or without the extension that `file` gives; * stands for anything
     labels: dict = field(default_factory=dict)  # classes of labels that `meaning` does not know
-
-    def __post_init__(self):
-        object.__setattr__(self, "columns", {name.lower(): ours for name, ours in self.columns.items()})
 
 
 COHEN = {"finding": "label", "patientid": "patient", "view": "view", "modality": "modality", "license": "licence"}
@@ -53,7 +50,7 @@ LAYOUTS = (
 
 
 def find_layout(root):
-    """The layout of the tables in `root`, all as one table with our columns, the name of the first; else three None.
+    """The layout of the tables in `root`, these as one table with our columns, the name of the first; else three None.
 
     Raises ValueError for a manifest that cannot be used.
     """
@@ -64,7 +61,7 @@ def find_layout(root):
         if not layout.name and len(tables) > 1:
             raise ValueError(f"{tables[0]}: {tables[1]} is there too; remove one of them.")
         all_needed = "label" not in layout.columns.values()
-        needed = [theirs for theirs, ours in layout.columns.items() if all_needed or ours in ("file", "label")]
+        needed = [theirs.lower() for theirs, ours in layout.columns.items() if all_needed or ours in ("file", "label")]
         try:
             parts = [part for name in tables if (part := _read(root / name)) is not None]
             if missing := [column for column in needed if any(column not in part for part in parts)]:
@@ -127,26 +124,26 @@ def _covidx(path):
 
 def _renamed(table, layout, name):
     """Our columns of `table`, as clean text."""
-    ours = {}
-    for column, our in layout.columns.items():
-        if column in table and our not in ours:
-            ours[our] = cells = table[column].fillna("")
+    columns = {}
+    for theirs, ours in layout.columns.items():
+        if (column := theirs.lower()) in table and ours not in columns:
+            cells = table[column].fillna("")
             if (bad := cells.str.len().gt(MAX_CELL) | cells.str.contains(UNPRINTABLE)).any():
                 raise ValueError(
                     f"{name}: the cell of row {bad.argmax() + 1} in column {column!r} begins with "
                     f"{cells[bad.argmax()][:40]!r}; at most {MAX_CELL} characters are allowed, none of control."
                 )
-    order = dict.fromkeys(layout.columns[column] for column in table if column in layout.columns)
-    return pd.DataFrame(ours, columns=list(order)).apply(lambda cells: cells.str.strip())
+            columns[ours] = cells.str.strip()
+    return pd.DataFrame(columns)
 
 
 def rows_of_table(root, layout, table, name, labels):
     """One row an image (file, label, patient, source; view and licence if present), and the counts of what is left out.
 
-    labels: as check_labels returns them. A wrong row of a manifest raises ValueError or FileNotFoundError. Of public
-    sets people often have parts, so rows without a file are only counted.
+    labels: as check_labels returns them. A wrong row of a manifest raises ValueError or FileNotFoundError. Users often
+    have a part of a public set, so its rows without a file are only counted.
     """
-    optional = [column for column in table if column in ("view", "licence")]
+    optional = [column for column in ("view", "licence") if column in table]
     table = table.reindex(columns=["file", "label", "patient", "source", "view", "modality", "licence"], fill_value="")
     if "label" not in layout.columns.values():
         table["label"] = "covid"
