@@ -34,10 +34,9 @@ def bf16_is_faster():
     CPU flags are not enough: with AVX512_BF16 but without AMX bf16 takes twice as long, and ONEDNN_MAX_CPU_ISA may turn
     it off. Where bf16 is faster, it is at least twice as fast, so noise does not decide.
     """
-    matrix, fastest = torch.ones(512, 512), []
-    for one in (matrix, matrix.bfloat16()):
-        fastest.append(min(timeit.repeat(lambda one=one: one @ one, repeat=8, number=1)))
-    return fastest[0] > 1.2 * fastest[1]
+    matrix = torch.ones(512, 512)
+    fp32, bf16 = (min(timeit.repeat(lambda m=m: m @ m, repeat=8, number=1)) for m in (matrix, matrix.bfloat16()))
+    return fp32 > 1.2 * bf16
 
 
 def check_environment() -> None:
@@ -77,13 +76,13 @@ def accelerator_of(precision=None):
 
 
 def synchronised(model, accelerator):
-    """`model`; on several GPUs a copy whose BatchNorm sees the parts of all processes (torch has none for CPUs)."""
+    """`model`; on several GPUs a copy whose BatchNorm sees the parts of all processes (torch: not on CPUs)."""
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         return torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     return model
 
 
 def _part(batch, accelerator):
-    """Positions of this process in `batch`, and how many count: a process without images takes one that counts 0."""
+    """Positions of this process in `batch`, and how many count: a process without images takes one that does not."""
     mine = np.arange(len(batch))[accelerator.process_index :: accelerator.num_processes]
     return (mine, len(mine)) if len(mine) else (np.arange(1), 0)
