@@ -56,7 +56,7 @@ def _config(model, data, name, settings):
     return json.loads(json.dumps(config, default=str))
 
 
-def _run_folder(name, config, write=True):
+def _run_folder(name, config, write):
     """The folder that holds this run, else the next free one with a message; and the folder it starts from, or None.
 
     A run starts from one that differs in fewer `epochs` alone, if its learning rates do not depend on their number.
@@ -162,6 +162,9 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
     for a `model` that is missing or not the one of the run.
     """
     check_path("run", run, "the name or folder of one")
+    if model is not None:
+        check_model(model)
+        model = copy.deepcopy(model)
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
     for file in ("config.json", "history.csv", "best.safetensors"):
         if not (folder / file).is_file():
@@ -171,13 +174,11 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
                 f"Trained here: {', '.join(trained) or 'none'}."
             )
     config = json.loads((folder / "config.json").read_text())
-    if model is not None:
-        check_model(model)
-        model = copy.deepcopy(model)
-    elif (kind := config["network"]["network"]) in NETWORKS:
+    if model is None:
+        kind = config["network"]["network"]
+        if kind not in NETWORKS:
+            raise ValueError(f"model: {folder.name!r} is of a network of your own, {kind}: pass it to load_run.")
         model = build(config["network"], config["input_mean"], config["input_std"]).to(accelerator_of().device)
-    else:
-        raise ValueError(f"model: {folder.name!r} is of a network of your own, {kind}: pass it to load_run.")
     try:
         model.load_state_dict(load_weights(folder / "best.safetensors"))
     except RuntimeError as error:
