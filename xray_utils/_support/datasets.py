@@ -81,7 +81,7 @@ def use_images(source: str | None = None, labels: dict | None = None) -> None:
     folder of your images, which stay where they are; "upload" (on Colab: asks for such a file); "sample"; or None, to
     change nothing. The choice is kept in `outputs/data_dir.txt`. Images already in `data/xray` are not fetched or
     unpacked again; missing ones (outputs on a Drive, another machine) are, from the same set or archive.
-    labels: as for `find_images`, kept for these images. Where it is missing, the line to write is printed.
+    labels: as for `find_images`, kept for these images. If it is missing, the line to write is printed.
 
     Raises ValueError for another source, and while XRAY_DATA is set, which has priority; FileExistsError if
     `data/xray` holds something else; and what `download_images`, `unpack` and `find_images` raise. The choice is
@@ -111,10 +111,7 @@ def use_images(source: str | None = None, labels: dict | None = None) -> None:
 
 
 def _images_of(source, labels):
-    """The folder for `use_images`, if it can be read, and its source for a new download (as `_chosen` gives it).
-
-    A set or an archive is fetched or unpacked to `data/xray`.
-    """
+    """The folder for `use_images`, checked, and its source as in `_chosen`; sets and archives go to `data/xray`."""
     own = repository_dir() / "data" / "xray"
     if source == "sample":
         return own.with_name("sample"), source
@@ -144,7 +141,7 @@ def _images_of(source, labels):
 
 
 def _check_images(folder, labels):
-    """Read the folder as a test; where `labels` alone is missing, say so: what was fetched is kept."""
+    """Read the folder as a test; if only `labels` is missing, print so and keep the images."""
     try:
         find_images(folder, labels=labels)
     except UnknownClassError as error:

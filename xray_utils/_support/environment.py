@@ -80,10 +80,9 @@ def install_missing(repository):
         raise ImportError(
             f"Missing, or of another version: {names}.\nRun in a terminal, then restart this kernel:\n{command}"
         )
-    for old in (r for r in lacking if r.name in KEPT and installed(r)[0]):
-        raise ImportError(
-            f"{old} is needed, and {installed(old)[0]} is here, which is not replaced. Take a newer runtime."
-        )
+    for r in lacking:
+        if r.name in KEPT and (version := installed(r)[0]):
+            raise ImportError(f"{r} is needed, and {version} is here, which is not replaced. Take a newer runtime.")
     print(f"Installing {names}")
     before = _versions()
     with tempfile.TemporaryDirectory() as folder:
