@@ -146,12 +146,12 @@ def test_what_a_kill_left_is_removed_after_an_hour(tmp_path):
     old, young, of_the_user = tmp_path / ".a.csv.x1.part", tmp_path / ".a.csv.x2.part", tmp_path / ".a.csv.bak"
     other = tmp_path / ".b.csv.x1.part"
     for path in (old, young, of_the_user, other):
-        path.write_text("half")
+        path.mkdir()
     for path in (old, of_the_user, other):
         os.utime(path, (time.time() - 4000,) * 2)
     with whole_file(tmp_path / "a.csv") as path:
         path.write_text("whole")
-    assert files_in(tmp_path) == sorted(p.name for p in (young, of_the_user, other, tmp_path / "a.csv"))
+    assert sorted(tmp_path.iterdir()) == sorted([young, of_the_user, other, tmp_path / "a.csv"])
 
 
 def test_what_a_kill_left_of_a_prepared_set_is_removed_after_an_hour(table):

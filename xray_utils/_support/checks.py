@@ -1,4 +1,4 @@
-"""Checks of arguments: a ValueError begins with the name of the argument and says what would do."""
+"""Checks of arguments: a ValueError begins with the name of the argument and says what is allowed."""
 
 import numbers
 import os
@@ -10,6 +10,7 @@ import pandas as pd
 from ..constants import CLASSES, PROBABILITIES, SPLITS
 
 MAX_SIZE = 4096  # pixels along a side of a prepared image
+KNOWN = {"label": ("classes", CLASSES), "predicted": ("classes", CLASSES), "split": ("sides", SPLITS)}
 
 
 def _shown(value):
@@ -18,7 +19,7 @@ def _shown(value):
 
 
 def check_kind(argument, value, kind, what, instead):
-    """`value` is of this type, `what` it is called; `instead` says what to pass."""
+    """`value` is of this type, called `what`; `instead` says what to pass."""
     if not isinstance(value, kind):
         raise ValueError(f"{argument}: {_shown(value)} is no {what}; pass {instead}.")
 
@@ -49,12 +50,12 @@ def check_whole(argument, value, least=0, most=2**32 - 1, more=""):
 
 
 def check_size(size):
-    """`size` is that of a prepared image."""
+    """`size` is the side of a prepared image, in pixels."""
     check_whole("size", size, 1, MAX_SIZE)
 
 
 def check_path(argument, value, instead):
-    """`value` is a path (whether there is anything or not)."""
+    """`value` is a path; it need not exist."""
     if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
         raise ValueError(f"{argument}: {_shown(value)} is no path; pass {instead}.")
 
@@ -65,8 +66,7 @@ def check_array(argument, values, shape, allowed, is_good=np.isfinite):
         array = np.asarray(values, float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument}: {_shown(values)} must be {allowed}.") from error
-    fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
-    if not fits:
+    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
         raise ValueError(f"{argument}: {array.shape} must be {allowed}.")
     if not is_good(array).all():
         raise ValueError(f"{argument}: {array[~is_good(array)][0]} is in it; it must be {allowed}.")
@@ -83,12 +83,10 @@ def check_table(argument, table, columns, maker):
         raise ValueError(f"{argument}: the table is empty; pass the one made by {maker}.")
     for column in columns:
         cells = table[column]
-        if column in ("label", "predicted") and not cells.isin(CLASSES).all():
-            wrong = cells[~cells.isin(CLASSES)].iloc[0]
-            raise ValueError(f"{argument}: {wrong!r} is none of the classes {', '.join(CLASSES)}.")
-        if column == "split" and not cells.isin(SPLITS).all():
-            wrong = cells[~cells.isin(SPLITS)].iloc[0]
-            raise ValueError(f"{argument}: {wrong!r} is none of the sides {', '.join(SPLITS)}.")
+        what, known = KNOWN.get(column, ("", ()))
+        if known and not cells.isin(known).all():
+            wrong = cells[~cells.isin(known)].iloc[0]
+            raise ValueError(f"{argument}: {wrong!r} is none of the {what} {', '.join(known)}.")
         if cells.isna().any():
             raise ValueError(f"{argument}: column {column!r} has no value in row {cells.isna().idxmax()!r}; fill it.")
 
@@ -106,7 +104,7 @@ def check_predictions(predictions, argument="predictions", needed=()):
 
 
 def check_dict(argument, tables, hint):
-    """Raise ValueError unless `tables` is a dict with something in it."""
+    """Raise ValueError unless `tables` is a dict that is not empty."""
     if not isinstance(tables, dict) or not tables:
         raise ValueError(f"{argument}: there is nothing by name in this {type(tables).__name__}; pass {hint}.")
 
@@ -126,9 +124,6 @@ def check_histories(argument, histories, *columns):
 
 
 def _check_names(names):
-    if (
-        isinstance(names, str)
-        or not np.iterable(names)
-        or not all(isinstance(name, str) and Path(name).name == name for name in names)
-    ):
+    listed = np.iterable(names) and not isinstance(names, str)
+    if not listed or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise ValueError(f"names: {names!r} must be a list of run names, such as ['baseline_cnn_grouped'].")

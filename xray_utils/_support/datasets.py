@@ -37,10 +37,9 @@ def download_images(source: str, folder: str | Path | None = None) -> Path:
                     raise OSError("it holds links, refused as unsafe")
                 shutil.copytree(cache, whole)
             else:
-                archive = whole.with_name("archive.zip")
-                with urllib.request.urlopen(f"{page}/archive/{commit[0]}.zip", timeout=60) as answer:
-                    with open(archive, "wb") as file:
-                        shutil.copyfileobj(answer, file)
+                archive, address = whole.with_name("archive.zip"), f"{page}/archive/{commit[0]}.zip"
+                with urllib.request.urlopen(address, timeout=60) as answer, open(archive, "wb") as file:
+                    shutil.copyfileobj(answer, file)
                 unpack(archive, whole)
             if not image_files(whole)[0]:
                 raise OSError("it holds no images")
@@ -82,7 +81,7 @@ def use_images(source: str | None = None, labels: dict | None = None) -> None:
     folder of your images, which stay where they are; "upload" (on Colab: asks for such a file); "sample"; or None, to
     change nothing. The choice is kept in `outputs/data_dir.txt`. Images already in `data/xray` are not fetched or
     unpacked again; missing ones (outputs on a Drive, another machine) are, from the same set or archive.
-    labels: as for `find_images`, kept for these images. Where it is missing, the line to write is printed.
+    labels: as for `find_images`, kept for these images. If it is missing, the line to write is printed.
 
     Raises ValueError for another source, and while XRAY_DATA is set, which has priority; FileExistsError if
     `data/xray` holds something else; and what `download_images`, `unpack` and `find_images` raise. The choice is
@@ -95,8 +94,8 @@ def use_images(source: str | None = None, labels: dict | None = None) -> None:
         check_path("source", source, "the name of a set, a folder, a .zip file, or None")
         if os.environ.get("XRAY_DATA"):
             raise ValueError(f"source: {str(source)!r} would not be used while XRAY_DATA is set. Unset that first.")
-    elif outputs_dir(CHOICE).is_file() and not os.environ.get("XRAY_DATA"):
-        folder, before, kept = _chosen()
+    elif (chosen := _chosen()) and not os.environ.get("XRAY_DATA"):
+        folder, before, kept = chosen
         if not folder.is_dir() and _is_there(before):
             print(f"{folder} is gone; its images are fetched again from {before}.")
             source, labels = before, labels or kept
@@ -112,25 +111,23 @@ def use_images(source: str | None = None, labels: dict | None = None) -> None:
 
 
 def _images_of(source, labels):
-    """The folder for `use_images`, if it can be read, and its source for a new download (as `_chosen` gives it).
-
-    A set or an archive is fetched or unpacked to `data/xray`.
-    """
+    """The folder for `use_images`, checked, and its source as in `_chosen`; sets and archives go to `data/xray`."""
     own = repository_dir() / "data" / "xray"
     if source == "sample":
         return own.with_name("sample"), source
     path = Path(_upload() if source == "upload" else source).expanduser()
-    if source not in SOURCES and path.is_dir():
+    if source in SOURCES:
+        origin = key = source
+    elif path.is_dir():
         _check_images(path, labels)
         return path.resolve(), ""
-    if source not in SOURCES and path.is_file():
+    elif path.is_file():
         check_archive(path)
-    elif source not in SOURCES:
+        origin, key = str(path.resolve()), f"{path.name}, {path.stat().st_size} bytes"
+    else:
         raise ValueError(
             f"source: {str(source)!r} is no folder, no .zip file and no known set. Known: {', '.join(SOURCES)}."
         )
-    origin = source if source in SOURCES else str(path.resolve())
-    key = source if source in SOURCES else f"{path.name}, {path.stat().st_size} bytes"
     if (own / ".source").is_file() and (own / ".source").read_text(encoding="utf-8") == key:
         if labels:
             _check_images(own, labels)
@@ -144,7 +141,7 @@ def _images_of(source, labels):
 
 
 def _check_images(folder, labels):
-    """Read the folder as a test; where `labels` alone is missing, say so: what was fetched is kept."""
+    """Read the folder as a test; if only `labels` is missing, print so and keep the images."""
     try:
         find_images(folder, labels=labels)
     except UnknownClassError as error:

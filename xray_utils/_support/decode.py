@@ -6,7 +6,7 @@ import os
 import stat
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,7 @@ from . import dicom
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".nii", ".svg")  # image types that are not read
-FORMATS = (
-    "BMP",
-    "GIF",
-    "JPEG",
-    "PNG",
-    "TIFF",
-    "WEBP",
-)  # by content; Pillow passes EPS to Ghostscript
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # by content; Pillow passes EPS to Ghostscript
 MAX_BYTES = 680_000_000  # to decode an image to RGB, and all images decoded at the same time
 BYTES = {"1": 6, "L": 6, "P": 6, "I;16": 10, "I;16B": 10, "RGB": 12, "DICOM": 13, "DICOM RGB": 34}  # a pixel; else 17
 SHRINK = "Make it smaller: magick large.png -resize 4000x4000 small.png (ImageMagick)."
@@ -36,10 +29,6 @@ def bytes_needed(mode, width, height, pixels=None):
         which = f"{pixels} pixels ({width}x{height}, {mode})"
         raise Image.DecompressionBombError(f"{which} need {needed // 10**6} MB, over {MAX_BYTES // 10**6}.")
     return needed
-
-
-def _mode(image):
-    return "RGBA" if "transparency" in image.info else image.mode
 
 
 def _decode(path, least=None):
@@ -61,8 +50,8 @@ def _decode(path, least=None):
             with Image.open(path, formats=FORMATS) as file:
                 tags = getattr(file, "tag_v2", {})  # of a TIFF, whose tiles may be larger than it is
                 pixels = max(file.width * file.height, tags.get(322, 0) * tags.get(323, 0))
-                with _room_for(bytes_needed(_mode(file), *file.size, pixels)):
-                    whole, mode = file.size, file.mode
+                whole, mode = file.size, file.mode
+                with _room_for(bytes_needed("RGBA" if "transparency" in file.info else mode, *whole, pixels)):
                     if least:
                         file.draft(None, (least, least))
                     drafted = file.size
@@ -102,8 +91,7 @@ def _to_rgb(image, inverted):
         image = Image.fromarray(_to_8_bits(np.asarray(image), inverted))
     if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
 
 
@@ -128,9 +116,7 @@ def _to_8_bits(deep, inverted):
 def _silence_decoders():
     """Silence Pillow and libtiff warnings; the audit table records the reason."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    try:
+    with suppress(OSError, AttributeError):  # another build of Pillow; it prints warnings
         library = ctypes.CDLL(Image.core.__file__)
         library.TIFFSetErrorHandler(None)
         library.TIFFSetWarningHandler(None)
-    except (OSError, AttributeError):  # another build of Pillow; it prints warnings
-        pass

@@ -3,7 +3,7 @@
 import copy
 import os
 import textwrap
-import time
+import timeit
 from functools import cache
 
 import numpy as np
@@ -17,15 +17,14 @@ from .environment import report_requirements
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def choose_precision(precision="auto", device=None):
+def choose_precision(precision="auto"):
     """ "fp32", "bf16" or "fp16": the given one, or for "auto" the faster one on this device."""
     check_choice("precision", precision, ("auto", *PRECISIONS))
     if precision != "auto":
         return precision
-    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":  # bf16 from Ampere on; a T4 only emulates it, slowly
+    if torch.cuda.is_available():  # bf16 from Ampere on; a T4 only emulates it, slowly
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    return "bf16" if kind == "cpu" and bf16_is_faster() else "fp32"
+    return "bf16" if bf16_is_faster() else "fp32"
 
 
 @cache
@@ -35,15 +34,9 @@ def bf16_is_faster():
     CPU flags are not enough: with AVX512_BF16 but without AMX bf16 takes twice as long, and ONEDNN_MAX_CPU_ISA may turn
     it off. Where bf16 is faster, it is at least twice as fast, so noise does not decide.
     """
-    fastest = {}
-    for kind in (torch.float32, torch.bfloat16):
-        matrix, timings = torch.ones(512, 512, dtype=kind), []
-        for _ in range(8):
-            start = time.perf_counter()
-            matrix @ matrix
-            timings.append(time.perf_counter() - start)
-        fastest[kind] = min(timings)
-    return fastest[torch.float32] > 1.2 * fastest[torch.bfloat16]
+    matrix = torch.ones(512, 512)
+    fp32, bf16 = (min(timeit.repeat(lambda m=m: m @ m, repeat=8, number=1)) for m in (matrix, matrix.bfloat16()))
+    return fp32 > 1.2 * bf16
 
 
 def check_environment() -> None:
@@ -83,13 +76,13 @@ def accelerator_of(precision=None):
 
 
 def synchronised(model, accelerator):
-    """`model`; on several GPUs a copy whose BatchNorm sees the parts of all processes (torch has none for CPUs)."""
+    """`model`; on several GPUs a copy whose BatchNorm sees the parts of all processes (torch: not on CPUs)."""
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         return torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     return model
 
 
 def _part(batch, accelerator):
-    """Positions of this process in `batch`, and how many count: a process without images takes one that counts 0."""
+    """Positions of this process in `batch`, and how many count: a process without images takes one that does not."""
     mine = np.arange(len(batch))[accelerator.process_index :: accelerator.num_processes]
     return (mine, len(mine)) if len(mine) else (np.arange(1), 0)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import stat
 import warnings
 from collections import Counter
 from contextlib import suppress
@@ -20,7 +19,7 @@ NO_PYDICOM = "DICOM needs pydicom (pip install pydicom)"
 
 
 def _pydicom():
-    """The package pydicom, or None: it need not be there."""
+    """The package pydicom, or None if it is not installed."""
     try:
         import pydicom.pixels
 
@@ -31,30 +30,25 @@ def _pydicom():
 
 def is_dicom(path):
     """Whether the content of this file is DICOM, whatever its name."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        with open(path, "rb") as file:
+    if os.path.isfile(path):  # reading a pipe or a device may never end
+        with suppress(OSError), open(path, "rb") as file:  # the reader gives the reason
             return file.read(132)[128:] == b"DICM"
-    except (OSError, ValueError):  # the reader gives the reason
-        return False
+    return False
 
 
 def may_be_dicom(path):
-    """As `is_dicom`, of files that are named like one: .dcm, .dicom, or, as archives name them, IM0001 or 1.2.840.1."""
+    """Whether the file ends in .dcm or .dicom, or has no extension, as IM0001 or 1.2.840.1, and `is_dicom`."""
     name = os.path.basename(path).lower()
     return name.endswith(EXTENSIONS) or not re.search(r"\.[a-z]\w*$", name) and is_dicom(path)
 
 
 def header_of(path):
-    """All attributes but the pixels. A deflated file is not read, since it may unpack to anything."""
+    """All attributes but the pixels. A deflated file is not read, since it may unpack to any size."""
     name = Path(path).name
     if (pydicom := _pydicom()) is None:
         raise OSError(f"{name}: {NO_PYDICOM}.")
-    if (
-        pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-        == pydicom.uid.DeflatedExplicitVRLittleEndian
-    ):
+    syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
         raise OSError(f"{name}: deflated DICOM is not read; convert it: dcmconv +te old.dcm new.dcm (DCMTK).")
     return pydicom.dcmread(path, stop_before_pixels=True, defer_size=MANY_ATTRIBUTES)
 
@@ -68,16 +62,16 @@ def no_frontal_radiograph(header):
 
 
 def add_headers(root, rows):
-    """Rows of `find_images`, with the patient from the DICOM header where no table says it; reasons of those left out.
+    """Rows of `find_images`, with the patient from the DICOM header where no table has it; counts of those left out.
 
-    Of the PatientID, which is personal data, only a digest is kept, and nothing else of the header.
+    Only a digest of the PatientID, which is personal data, is kept, and nothing else of the header.
     """
-    unread, other, found = [], {}, {}
+    left_out, found = {}, {}  # by file: why, and the patient
     for file, patient in rows[["file", "patient"]].itertuples(index=False) if len(rows) else ():
         if not may_be_dicom(root / file):
             continue
         if _pydicom() is None:
-            unread.append(file)
+            left_out[file] = NO_PYDICOM
             continue
         number, what = "", ""
         with suppress(Exception), warnings.catch_warnings():  # `audit_images` gives the reason
@@ -85,21 +79,21 @@ def add_headers(root, rows):
             header = header_of(root / file)
             number, what = str(header.get("PatientID") or "").strip(), no_frontal_radiograph(header)
         if what:
-            other[file] = what
+            left_out[file] = what
         elif not isinstance(patient, str):
             found[file] = f"dicom:{hashlib.sha256(number.encode()).hexdigest()[:16]}" if number else None
-    if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # what programs that remove names leave behind
+    if len(found) > 1 and len(set(found.values()) - {None}) < 2:  # as after anonymisation
         print(f"All {len(found)} DICOM files have the same PatientID or none, so it is not used. If they are of one")
         print("patient, say so in a manifest.csv, column patient_id.")
         found = {}
-    if unread or other or found:
-        rows = rows[~rows.file.isin([*unread, *other])].reset_index(drop=True)
+    if left_out or found:
+        rows = rows[~rows.file.isin(list(left_out))].reset_index(drop=True)
         rows["patient"] = rows.patient.where(rows.patient.notna(), rows.file.map(found))
-    return rows, Counter(other.values()) + Counter({NO_PYDICOM: len(unread)})
+    return rows, Counter(left_out.values())
 
 
 def mode_and_size(path, header):
-    """ "DICOM" or "DICOM RGB", columns and rows; OSError where it is no image that is read."""
+    """ "DICOM" or "DICOM RGB", columns and rows; OSError for one that is not supported."""
     kind, bits = header.get("PhotometricInterpretation") or "", header.get("BitsAllocated")
     if not (bits and header.get("Rows") and header.get("Columns")):
         raise OSError(f"{Path(path).name}: there is no image in this DICOM file.")
@@ -121,7 +115,7 @@ def _look_up(item, values):
 def first_frame(path, header):
     """The first frame as a PIL image, "L" or "RGB", as a viewer shows it: rescaled, windowed, MONOCHROME1 inverted.
 
-    Modality LUT, then the first VOI LUT or window; without one, the range that is used (but for padding).
+    Modality LUT, then the first VOI LUT or window; without one, the range of the pixels that are not padding.
     """
     pixels, syntax = _pydicom().pixels, header.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not pixels.get_decoder(syntax).is_available:
@@ -152,4 +146,4 @@ def first_frame(path, header):
     levels = 1 - levels if header.PhotometricInterpretation == "MONOCHROME1" else levels
     table = np.zeros(1 << 16, np.uint8)
     table[values % (1 << 16)] = (255 * np.where(padded, 0, levels)).round()
-    return Image.fromarray(table[stored.astype(np.uint16)])  # of a negative number the same rest
+    return Image.fromarray(table[stored.astype(np.uint16)])  # a negative number has the same index

@@ -14,12 +14,12 @@ from pathlib import Path
 
 try:
     from packaging.requirements import Requirement
-except ImportError:  # it is on the list itself
+except ImportError:  # packaging is in requirements.txt itself
     from pip._vendor.packaging.requirements import Requirement
 
 
 LIST = Path(__file__).resolve().parents[2] / "requirements.txt"
-KEPT = ("torch", "torchvision")  # made for the machine by those who run it
+KEPT = ("torch", "torchvision")  # builds for this machine, never replaced
 
 
 def requirements():
@@ -39,7 +39,7 @@ def requirements():
 
 
 def installed(requirement):
-    """The installed version (None: there is none), and whether it will do."""
+    """The installed version or None, and whether it satisfies the requirement."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -51,25 +51,24 @@ def report_requirements():
     """Lines that say OK, with the versions, or what to do: Python first, then every requirement."""
     number = ".".join(map(str, sys.version_info[:3]))
     lines = [f"Python {number}: " + ("OK" if sys.version_info >= (3, 10) else "too old. Install 3.10 or newer.")]
-    for i, (purpose, needed) in enumerate(requirements().items()):
-        good = {r.name: installed(r)[0] for r in needed if installed(r)[1]}
-        lines.append(
-            f"For {purpose}: OK: {', '.join(f'{name}=={version}' for name, version in good.items()) or 'none'}"
-        )
-        for lacking in (r for r in needed if r.name not in good):
+    advice = "Run"
+    for purpose, needed in requirements().items():
+        good = [f"{r.name}=={installed(r)[0]}" for r in needed if installed(r)[1]]
+        lines.append(f"For {purpose}: OK: {', '.join(good) or 'none'}")
+        for lacking in (r for r in needed if not installed(r)[1]):
             state = f"{installed(lacking)[0]} will not do" if installed(lacking)[0] else "missing"
-            need = "Run" if i == 0 else "No notebook here needs it; to have it, run"
-            lines.append(f'  {lacking.name}: {state}. {need}: {sys.executable} -m pip install "{lacking}"')
+            lines.append(f'  {lacking.name}: {state}. {advice}: {sys.executable} -m pip install "{lacking}"')
+        advice = "No notebook here needs it; to have it, run"  # the first purpose is the notebooks
     return lines
 
 
 def install_missing(repository):
-    """Install what the notebooks lack, and nothing else: whatever is here and will do keeps its version.
+    """Install what the notebooks lack, and nothing else: an installed package that will do keeps its version.
 
-    repository: the address in the set-up cell. Unless the course was fetched from there, into `course` beside the
-    notebook, nothing is installed, and it is said what to run. Raises ImportError then, or when torch is here but will
-    not do (it is never replaced); RuntimeError when pip fails, or when a package that is in use was replaced: the only
-    case that asks for a restart.
+    repository: the address in the set-up cell. Packages are installed only if the course was fetched from there, into
+    `course` beside the notebook. Raises ImportError with the command to run otherwise, and when the installed torch
+    will not do (it is never replaced); RuntimeError when pip fails, or when a package in use was replaced: only then
+    the kernel must be restarted.
     """
     needed = next(iter(requirements().values()))
     lacking = [r for r in needed if not installed(r)[1]]
@@ -81,10 +80,9 @@ def install_missing(repository):
         raise ImportError(
             f"Missing, or of another version: {names}.\nRun in a terminal, then restart this kernel:\n{command}"
         )
-    for old in (r for r in lacking if r.name in KEPT and installed(r)[0]):
-        raise ImportError(
-            f"{old} is needed, and {installed(old)[0]} is here, which is not replaced. Take a newer runtime."
-        )
+    for r in lacking:
+        if r.name in KEPT and (version := installed(r)[0]):
+            raise ImportError(f"{r} is needed, and {version} is here, which is not replaced. Take a newer runtime.")
     print(f"Installing {names}")
     before = _versions()
     with tempfile.TemporaryDirectory() as folder:

@@ -34,24 +34,18 @@ def progress(iterable, what, total=None):
 
 @contextmanager
 def whole_file(path):
-    """A temporary name beside `path`, flushed and renamed to `path` at the end: whole or not at all.
+    """The path of a temporary file, flushed and renamed to `path` at the end: whole or not at all.
 
     Raises OSError naming the folder when it cannot be written to, or is full.
     """
     path = Path(path)
-    with _writing_to(path.parent):
-        _remove_stale(path)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _writing_to(path.parent), _folder_beside(path) as folder:
+        temporary = folder / path.name
+        temporary.touch()
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 @contextmanager
@@ -71,19 +65,14 @@ def _writing_to(folder):
 
 
 @contextmanager
-def _folder_beside(folder):
-    """A temporary folder beside `folder`, removed at the end; that of a killed process is removed first."""
-    _remove_stale(folder)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as temporary:
-        yield Path(temporary)
-
-
-def _remove_stale(path):
-    """Temporary files that killed processes left beside `path`: those not modified within the last hour."""
+def _folder_beside(path):
+    """A temporary folder beside `path`, removed at the end; first those that killed processes left an hour ago."""
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with suppress(OSError):  # another process may remove it, too
             if time.time() - max(part.stat().st_mtime for part in (old, *old.rglob("*"))) > 3600:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+                shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as temporary:
+        yield Path(temporary)
 
 
 def _crc32(path):
@@ -113,8 +102,8 @@ def _in_threads(function, items, title):
 def image_files(root):
     """Relative paths of all image files, sorted, and a reason for each hidden one; links are followed."""
     seen, files, hidden = set(), [], []
-    closed = lambda error: hidden.append("folder that cannot be opened")  # noqa: E731
-    for folder, subfolders, names in os.walk(root, onerror=closed, followlinks=True):
+    walk = os.walk(root, onerror=lambda _: hidden.append("folder that cannot be opened"), followlinks=True)
+    for folder, subfolders, names in walk:
         real = os.path.realpath(folder)
         if real in seen:  # a link that leads back into the tree
             subfolders.clear()

@@ -13,17 +13,15 @@ from ..batches import to_device
 
 @contextmanager
 def memory_for(batch_size):
-    """When memory runs out on a batch of `batch_size` images: RuntimeError, with a batch size to try."""
+    """Raise RuntimeError with a batch size to try when memory runs out on a batch of `batch_size` images."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-        if not full:  # the message of torch on a CPU
+        on_cpu = "can't allocate memory" in str(error)  # the message of torch
+        if not on_cpu and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
-        way_out = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
-        raise RuntimeError(
-            f"batch_size: {batch_size} is too large for the memory of this device; {way_out}."
-        ) from error
+        remedy = f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
+        raise RuntimeError(f"batch_size: {batch_size} is too large for the memory of this device; {remedy}.") from error
 
 
 @contextmanager
@@ -48,17 +46,11 @@ def memory_kept():
         libc.malloc_trim(0)
 
 
-class _Layout(torch.autograd.Function):
+def _in_format(images, wanted, before):
     """A copy of images [B, C, H, W] in the memory format `wanted`; their gradients come back in `before`."""
-
-    @staticmethod
-    def forward(ctx, images, wanted, before):
-        ctx.before = before
-        return images.clone(memory_format=wanted)  # a copy, since a later layer may change it in place
-
-    @staticmethod
-    def backward(ctx, gradients):
-        return gradients.contiguous(memory_format=ctx.before), None, None
+    if images.requires_grad:
+        images.register_hook(lambda gradients: gradients.contiguous(memory_format=before))
+    return images.clone(memory_format=wanted)  # a copy, since a later layer may change it in place
 
 
 def channels_first_for_few(model, device):
@@ -70,8 +62,8 @@ def channels_first_for_few(model, device):
     hooks, orders = [], (torch.contiguous_format, torch.channels_last)
     for layer in model.modules() if device.type == "cpu" else ():
         if type(layer) is torch.nn.BatchNorm2d and layer.num_features < 32 and layer.num_features % 16:
-            first = layer.register_forward_pre_hook(lambda _, given: _Layout.apply(*given, *orders) if given else None)
-            last = layer.register_forward_hook(lambda _, given, output: _Layout.apply(output, *orders[::-1]))
+            first = layer.register_forward_pre_hook(lambda _, given: _in_format(*given, *orders) if given else None)
+            last = layer.register_forward_hook(lambda _, given, output: _in_format(output, *orders[::-1]))
             hooks += [first, last]
     return hooks
 

@@ -25,14 +25,13 @@ KINDS = {  # a class, or why images are left out: its words (a space stands for 
     ),
 }
 SEPARATORS = r"[\s_.,;:#&'\"+=/\\(){}\[\]\-]"
-WORD = re.compile(
-    "|".join([f"{SEPARATORS}+", *("({})".format("|".join(words)) for words in KINDS.values())]).replace(
-        " ", f"{SEPARATORS}*"
-    )
-)
+GROUPS = [f"({'|'.join(words)})" for words in KINDS.values()]
+WORD = re.compile("|".join([f"{SEPARATORS}+", *GROUPS]).replace(" ", f"{SEPARATORS}*"))
 NEAR = {  # words that those of an unknown name are compared with
-    **{"covid": "covid", "coronavirus": "covid", "normal": "normal", "healthy": "normal", "control": "normal"},
-    **{"virus": "virus", "viral": "virus", "pneumonia": "", "positive": "", "images": "", "cases": ""},
+    **dict.fromkeys(("covid", "coronavirus"), "covid"),
+    **dict.fromkeys(("normal", "healthy", "control"), "normal"),
+    **dict.fromkeys(("virus", "viral"), "virus"),
+    **dict.fromkeys(("pneumonia", "positive", "images", "cases"), ""),
 }
 ZERO = re.compile(r"(?<!\d)0+\W*$")  # at the end, as in "covid_0"
 MINUS = re.compile(r"[-\u2010-\u2015\u2212]\W*$")  # at the end, as in "covid (-)"
@@ -54,22 +53,18 @@ def meaning(name):
     Every word must be known, and all must mean one class. So "COVID-19 positive (460)" is covid, while "no covid",
     "covid negative" and "not normal" are unknown: their "no", "negative" and "not" are words of no class.
     """
-    text, at, kinds = fold(name), 0, set()
-    if MINUS.search(text):
+    text = fold(name)
+    words = list(WORD.finditer(text))
+    if MINUS.search(text) or "".join(word[0] for word in words) != text:
         return None
-    while at < len(text):
-        word = WORD.match(text, at)
-        if word is None:
-            return None
-        if word.lastindex:
-            kinds.add(list(KINDS)[word.lastindex - 1])
-        at = word.end()
-    kinds.discard("")
-    if not kinds or (len(kinds) > 1 and "normal" in kinds) or ZERO.search(text):
-        return None if kinds else ""
-    kinds.discard("positive")
+    kinds = {list(KINDS)[word.lastindex - 1] for word in words if word.lastindex} - {""}
+    if not kinds:
+        return ""
+    if ZERO.search(text) or (len(kinds) > 1 and "normal" in kinds):
+        return None
+    kinds -= {"positive"}
     if len(kinds) > 1:
-        kinds.discard(PNEUMONIA)
+        kinds -= {PNEUMONIA}
     return kinds.pop() if len(kinds) == 1 else None
 
 

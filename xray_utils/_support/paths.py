@@ -13,10 +13,7 @@ SOURCES = {  # public sets: the site, the name there and, of GitHub, the commit
     "radiography": ("kaggle", "tawsifurrahman/covid19-radiography-database"),
     "covid19-image": ("kaggle", "pranavraikokte/covid19-image-dataset"),
     "chest-xray-pneumonia": ("kaggle", "paultimothymooney/chest-xray-pneumonia"),
-    "actualmed": (
-        *("github", "agchung/Actualmed-COVID-chestxray-dataset"),
-        "27240dd8dec9454bc97f9f3c0c432ef434de2517",
-    ),
+    "actualmed": ("github", "agchung/Actualmed-COVID-chestxray-dataset", "27240dd8dec9454bc97f9f3c0c432ef434de2517"),
 }
 CHOICE = "data_dir.txt"  # in the outputs folder: the choice of `use_images`
 
@@ -35,18 +32,12 @@ def data_dir() -> Path:
 
     Raises FileNotFoundError if `XRAY_DATA`, or the choice, is a folder that does not exist.
     """
-    if os.environ.get("XRAY_DATA"):
-        folder = Path(os.environ["XRAY_DATA"]).expanduser()
-        folder = folder if folder.is_dir() else repository_dir() / folder  # relative: to here, or to the repository
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"XRAY_DATA is {str(folder)!r}, which is no folder. Set it to the folder that holds the class "
-                f"folders {', '.join(CLASSES)}, or unset it to use the bundled sample."
-            )
+    classes = ", ".join(CLASSES)
+    remedy = f"Set it to the folder that holds the class folders {classes}, or unset it to use the bundled sample."
+    if folder := _folder_of("XRAY_DATA", remedy):
         return folder
-    own = repository_dir() / "data" / "xray"
-    if outputs_dir(CHOICE).is_file():
-        folder, source, _ = _chosen()
+    if chosen := _chosen():
+        folder, source, _ = chosen
         if not folder.is_dir():
             again = f"nothing in the brackets: it fetches {source!r} again" if _is_there(source) else "your images"
             raise FileNotFoundError(
@@ -54,20 +45,36 @@ def data_dir() -> Path:
                 f"Call it again, with {again}; or with 'sample' to go back to the bundled sample."
             )
         return folder
-    if own.is_dir() and any(entry for entry in own.iterdir() if not entry.name.startswith(".")):
-        return own
-    return repository_dir() / "data" / "sample"
+    own = repository_dir() / "data" / "xray"
+    return own if _is_filled(own) else own.with_name("sample")
+
+
+def _folder_of(variable, remedy):
+    """The folder that an environment variable names, relative to here or to the repository; None if it is not set."""
+    if not os.environ.get(variable):
+        return None
+    folder = Path(os.environ[variable]).expanduser()
+    folder = folder if folder.is_dir() else repository_dir() / folder
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{variable} is {str(folder)!r}, which is no folder. {remedy}")
+    return folder
+
+
+def _is_filled(folder):
+    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def _chosen():
-    """What `use_images` chose: folder, the set or archive it came from ("" for a folder of the user), and labels."""
-    folder, source, labels = (*outputs_dir(CHOICE).read_text(encoding="utf-8").split("\n"), "", "")[:3]
-    return Path(folder), source, json.loads(labels or "{}")
+    """What `use_images` chose: folder, the set or archive it came from ("" for the user's own), labels; else None."""
+    if not outputs_dir(CHOICE).is_file():
+        return None
+    folder, source, labels = outputs_dir(CHOICE).read_text(encoding="utf-8").split("\n")
+    return Path(folder), source, json.loads(labels)
 
 
 def labels_of(folder):
     """The labels given to `use_images` for this folder; none for another one."""
-    chosen = _chosen() if outputs_dir(CHOICE).is_file() else ()
+    chosen = _chosen()
     return chosen[2] if chosen and chosen[0].resolve() == Path(folder).resolve() else {}
 
 
@@ -80,17 +87,13 @@ def external_dir() -> Path | None:
 
     None for real images without one. Raises FileNotFoundError if `XRAY_EXTERNAL` names a folder that does not exist.
     """
-    if os.environ.get("XRAY_EXTERNAL"):
-        folder = Path(os.environ["XRAY_EXTERNAL"]).expanduser()
-        folder = folder if folder.is_dir() else repository_dir() / folder  # relative: to here, or to the repository
-        if not folder.is_dir():
-            raise FileNotFoundError(f"XRAY_EXTERNAL is {str(folder)!r}, which is no folder. Set it, or unset it.")
+    if folder := _folder_of("XRAY_EXTERNAL", "Set it, or unset it."):
         return folder
     sample = repository_dir() / "data" / "sample"
     if data_dir().resolve() == sample.resolve():
         return sample.with_name("sample_external")
     own = repository_dir() / "data" / "external"
-    return own if own.is_dir() and any(not entry.name.startswith(".") for entry in own.iterdir()) else None
+    return own if _is_filled(own) else None
 
 
 def is_sample(images: pd.DataFrame) -> bool:
@@ -105,9 +108,7 @@ def default_size(images: pd.DataFrame) -> int:
 
 def outputs_dir(*parts: str) -> Path:
     """The folder for all outputs: `XRAY_OUTPUTS` if set, else `outputs/` of the repository."""
-    base = os.environ.get("XRAY_OUTPUTS")
-    folder = Path(base).expanduser() if base else repository_dir() / "outputs"
-    return folder.joinpath(*parts)
+    return Path(os.environ.get("XRAY_OUTPUTS") or repository_dir() / "outputs", *parts).expanduser()
 
 
 def results_dir() -> Path:

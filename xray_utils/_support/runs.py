@@ -40,7 +40,7 @@ class Run:
 def _config(model, data, name, settings):
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
-        digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(key.encode() + tensor.cpu().numpy().tobytes())
     sides = {side: getattr(data, side).fingerprint() for side in ("train", "val", "test")}
     config = {
         "name": name,
@@ -56,7 +56,7 @@ def _config(model, data, name, settings):
     return json.loads(json.dumps(config, default=str))
 
 
-def _run_folder(name, config, write=True):
+def _run_folder(name, config, write):
     """The folder that holds this run, else the next free one with a message; and the folder it starts from, or None.
 
     A run starts from one that differs in fewer `epochs` alone, if its learning rates do not depend on their number.
@@ -70,14 +70,12 @@ def _run_folder(name, config, write=True):
         other = json.loads((folder / "config.json").read_text())
         if other == config:
             return folder, shorter[1]
-        differs = [
-            f"{key} {other['settings'].get(key)} -> {value}"
-            for key, value in settings.items()
-            if other["settings"].get(key) != value
-        ] + [key for key in config if key not in ("settings", "name") and other.get(key) != config[key]]
+        before = other["settings"]
+        differs = [f"{key} {before.get(key)} -> {new}" for key, new in settings.items() if before.get(key) != new]
+        differs += [key for key in config if key not in ("settings", "name") and other.get(key) != config[key]]
         print(f"{folder.name}: another run ({', '.join(differs)}); it is kept.")
-        epochs, longer = other["settings"].get("epochs", math.inf), {"epochs": settings["epochs"]}
-        if epochs < settings["epochs"] and other | {"settings": other["settings"] | longer} == config:
+        epochs, longer = before.get("epochs", math.inf), {**before, "epochs": settings["epochs"]}
+        if epochs < settings["epochs"] and {**other, "settings": longer} == config:
             missing = [file for file in ("last.pt", "best.safetensors") if not (folder / file).is_file()]
             if settings["schedule"] == "cosine" or settings["warmup"]:
                 missing = ["rate that is independent of epochs (schedule 'plateau', or 'constant' without warmup)"]
@@ -106,7 +104,7 @@ def _save(folder, model, optimizer, plateau, scaler, history):
         "model": state,
         "optimizer": optimizer.state_dict(),
         "plateau": plateau.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,  # of fp16 alone
+        "scaler": scaler.state_dict() if scaler else None,  # for fp16 only
         "history": history,
     }
     buffer = io.BytesIO()  # torch.save hides why it could not write to a file
@@ -164,8 +162,7 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
     for a `model` that is missing or not the one of the run.
     """
     check_path("run", run, "the name or folder of one")
-    own = model is not None
-    if own:
+    if model is not None:
         check_model(model)
         model = copy.deepcopy(model)
     folder = run if isinstance(run, Path) else outputs_dir("runs", run)
@@ -177,17 +174,15 @@ def load_run(run: str | Path, model: torch.nn.Module | None = None) -> Run:
                 f"Trained here: {', '.join(trained) or 'none'}."
             )
     config = json.loads((folder / "config.json").read_text())
-    if not own:
+    if model is None:
         kind = config["network"]["network"]
         if kind not in NETWORKS:
             raise ValueError(f"model: {folder.name!r} is of a network of your own, {kind}: pass it to load_run.")
-        model = build(config["network"], config["input_mean"], config["input_std"])
+        model = build(config["network"], config["input_mean"], config["input_std"]).to(accelerator_of().device)
     try:
         model.load_state_dict(load_weights(folder / "best.safetensors"))
     except RuntimeError as error:
         raise ValueError(f"model: it is not the network of {folder.name!r} ({str(error)[:200]}).") from error
     model.input_mean, model.input_std = config["input_mean"], config["input_std"]
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
-    if not own:
-        model.to(accelerator_of().device)
     return Run(folder.name, folder, model.eval(), history, config)

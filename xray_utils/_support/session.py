@@ -131,21 +131,17 @@ class Session:
         return to_input(self.pixels[side](indices), self.model, self.device), labels
 
     def watch(self, loss, images, counters):
-        """Every so often: show the progress, and raise FloatingPointError where a loss was not finite."""
+        """Show the progress, and raise FloatingPointError for a loss that is not finite; on a GPU every 20 steps."""
         last = self.step + 1 == self.steps
         if self.device.type != "cpu" and not last and (self.step + 1) % LOOK_EVERY:
             return
         finite = loss.isfinite() & counters.sums[0].isfinite()
         if self.accelerator.reduce((~finite).float()):  # of any process: none may wait for one that stops
             value = "not finite in another process" if finite else (loss * counters.sums[0]).item()
-            advice, broken = self.advice(), ~images.flatten(1).isfinite().all(dim=1).cpu().numpy()
-            if broken.any():
-                file = self.data.train.rows.file.iloc[self.indices[broken][0]]
-                advice = f"The pixels of {file!r} are no numbers: prepare the images again."
-            raise FloatingPointError(
-                f"{self.name}: the loss is {value} in epoch {self.epoch}, batch {self.step + 1}. "
-                f"{_kept(self.folder, self.history)} {advice}"
-            )
+            broken = ~images.flatten(1).isfinite().all(dim=1).cpu().numpy()
+            files = self.data.train.rows.file.iloc[self.indices[broken]]
+            advice = f"The pixels of {files.iloc[0]!r} are no numbers: prepare the images again." if len(files) else ""
+            raise self.not_finite(f"the loss is {value} in epoch {self.epoch}, batch {self.step + 1}", advice)
         loss_sum, right, n = counters.sums.tolist()
         self.bar.set_postfix(loss=f"{loss_sum / max(1, n):.3f}", accuracy=f"{right / max(1, n):.3f}")
 
@@ -154,10 +150,7 @@ class Session:
         train_loss, train_accuracy, images = training.means(self.accelerator)
         val_loss, val_accuracy, _ = validation.means(self.accelerator)
         if not math.isfinite(val_loss):
-            raise FloatingPointError(
-                f"{self.name}: the validation loss is {val_loss} after epoch {self.epoch}. "
-                f"{_kept(self.folder, self.history)} {self.advice()}"
-            )
+            raise self.not_finite(f"the validation loss is {val_loss} after epoch {self.epoch}")
         seconds = time.perf_counter() - self.start
         row = dict(epoch=self.epoch, lr=self.optimizer.param_groups[0]["lr"], train_loss=train_loss)
         row |= dict(train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy, seconds=seconds)
@@ -192,9 +185,10 @@ class Session:
                 hook.remove()
             self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
 
-    def advice(self):
-        """Advice for a loss that is not finite."""
-        return f"Try a lower lr than {self.settings['lr']}, or precision='fp32'."
+    def not_finite(self, what, advice=""):
+        """FloatingPointError with what is not finite, what is kept, and what to do."""
+        advice = advice or f"Try a lower lr than {self.settings['lr']}, or precision='fp32'."
+        return FloatingPointError(f"{self.name}: {what}. {_kept(self.folder, self.history)} {advice}")
 
 
 def check_settings(

@@ -16,12 +16,12 @@ from .checks import check_kind
 from .files import whole_file
 from .paths import outputs_dir
 
-# After Okabe & Ito, for colour-blind eyes; each of another lightness, so that they differ in grey print too
+# After Okabe & Ito, for colour-blind readers; their lightness differs, so that they differ in grey print, too
 CLASS_COLOURS = {"covid": "#D55E00", "normal": "#5DBB8F", "virus": "#004488"}
 CLASS_MARKERS = {"covid": "o", "normal": "s", "virus": "^"}
 MODEL_COLOURS = {
     "baseline_cnn": "#C4659A",
-    "resnet18_augmented": "#7A4E00",  # before the shorter name
+    "resnet18_augmented": "#7A4E00",  # before "resnet18", with which it begins
     "resnet18": "#F0B030",
     "vit": "#30002A",
 }
@@ -32,14 +32,14 @@ STYLE = {
     **{"axes.titlelocation": "left", "legend.frameon": False, "image.cmap": "gray"},
     **{"svg.fonttype": "none", "svg.hashsalt": "xray"},  # text stays text; the same figure, the same file
     "text.parse_math": False,  # a name with $ is no formula
-    "text.hinting": "none",  # as wide at every resolution: what is laid out once is cut at none
+    "text.hinting": "none",  # text is as wide at every resolution: a layout fits all
 }
 
 
 class CourseFigure(Figure):
     """A figure that a page shows at twice its pixels: radiographs as JPEG, charts as PNG of 256 colours.
 
-    Either takes a fraction of the bytes of a plain PNG, and notebooks that are small are shown by GitHub.
+    Both are much smaller than a plain PNG: GitHub shows small notebooks only.
     """
 
     def __init__(self, *arguments, photographs=False, **options):
@@ -50,13 +50,11 @@ class CourseFigure(Figure):
         drawn, file = io.BytesIO(self.saved), io.BytesIO()
         if self.saved is None or self.stale:  # not drawn yet, or changed since
             self.savefig(drawn, format="png", dpi=2 * self.dpi, bbox_inches="tight")
-        image, kind = Image.open(drawn).convert("RGB"), "jpeg" if self.photographs else "png"
-        if self.photographs:
-            image.save(file, "JPEG", quality=82)
-        else:
-            image.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-        width, height = image.width // 2, image.height // 2
-        shown = display_image(file.getvalue(), format=kind, width=width, height=height)
+        image, kind, options = Image.open(drawn).convert("RGB"), "jpeg", {"quality": 82}
+        if not self.photographs:
+            image, kind, options = image.quantize(256, dither=Image.Dither.NONE), "png", {"optimize": True}
+        image.save(file, kind, **options)
+        shown = display_image(file.getvalue(), format=kind, width=image.width // 2, height=image.height // 2)
         data, metadata = shown._repr_mimebundle_()
         display({**data, "text/plain": self.in_words()}, metadata=metadata, raw=True)
 
@@ -106,7 +104,7 @@ def save_figure(figure: Figure, name: str) -> Figure:
 
 
 def _colour_of(name, i=0):
-    """The colour of a model's run, or one by its place for other names."""
+    """The colour of a run by the model in its name; for another name one by its position `i`."""
     name = "vit" if name == "fine-tuned" else name  # notebook 5 names its runs by configuration
     others = OTHER_COLOURS[i % len(OTHER_COLOURS)]
     return next((colour for model, colour in MODEL_COLOURS.items() if name.startswith(model)), others)

@@ -6,6 +6,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
 
@@ -21,14 +22,11 @@ MAX_EXCEL = 10**8  # bytes of an Excel file when unpacked
 class Layout:
     """How a set describes its images."""
 
-    name: str  # the source of its images; "": the user's own table, in which each line must be right
+    name: str  # the source of its images; "": the user's own table, in which every row must be valid
     table: str  # a regular expression: the files that identify the set
-    columns: dict  # {name in the table: file, label, patient, source, view, modality or licence}; case does not matter
+    columns: dict  # {name in the table, in any case: file, label, patient, source, view, modality or licence}
     folders: tuple  # where its images are, with or without the extension that `file` gives; * stands for anything
     labels: dict = field(default_factory=dict)  # classes of labels that `meaning` does not know
-
-    def __post_init__(self):
-        object.__setattr__(self, "columns", {name.lower(): ours for name, ours in self.columns.items()})
 
 
 COHEN = {"finding": "label", "patientid": "patient", "view": "view", "modality": "modality", "license": "licence"}
@@ -52,7 +50,7 @@ LAYOUTS = (
 
 
 def find_layout(root):
-    """The layout of the tables in `root`, all as one table with our columns, the name of the first; else three None.
+    """The layout of the tables in `root`, these as one table with our columns, the name of the first; else three None.
 
     Raises ValueError for a manifest that cannot be used.
     """
@@ -60,27 +58,25 @@ def find_layout(root):
     not_used = set()
     for layout in LAYOUTS:
         tables = [name for name in names if re.fullmatch(layout.table, name, re.IGNORECASE)]
+        if not layout.name and len(tables) > 1:
+            raise ValueError(f"{tables[0]}: {tables[1]} is there too; remove one of them.")
         all_needed = "label" not in layout.columns.values()
-        needed = [theirs for theirs, ours in layout.columns.items() if all_needed or ours in ("file", "label")]
+        needed = [theirs.lower() for theirs, ours in layout.columns.items() if all_needed or ours in ("file", "label")]
         try:
-            if not layout.name and len(tables) > 1:
-                raise ValueError(f"{tables[0]}: {tables[1]} is there too; remove one of them.")
             parts = [part for name in tables if (part := _read(root / name)) is not None]
-            for column in needed:
-                if any(column not in part for part in parts):
-                    raise ValueError(
-                        f"{tables[0]}: column {column!r} is missing; found {', '.join(parts[0])[:200]}. "
-                        f"Needed: {', '.join(needed)}."
-                    )
+            if missing := [column for column in needed if any(column not in part for part in parts)]:
+                raise ValueError(
+                    f"{tables[0]}: column {missing[0]!r} is missing; found {', '.join(parts[0])[:200]}. "
+                    f"Needed: {', '.join(needed)}."
+                )
         except ValueError:
             if not layout.name:
                 raise
-            parts = []
             not_used |= set(tables)
-        if parts and not _folders(root, layout):
-            not_used |= set(tables)
-        elif parts:
+            continue
+        if parts and _folders(root, layout):
             return layout, _renamed(pd.concat(parts, ignore_index=True), layout, tables[0]), tables[0]
+        not_used |= set(tables if parts else ())
     if not_used:
         print(f"Not used: {', '.join(sorted(not_used))}, no table of a known set.")
     return None, None, None
@@ -110,7 +106,8 @@ def _read(path):
         return table.dropna(how="all", ignore_index=True)  # the empty rows that Excel leaves at the end
     except (ImportError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         advice = "Save it as CSV in UTF-8 (in Excel: 'CSV UTF-8'), one row an image."
-        advice = "Install openpyxl, or save it as CSV in UTF-8." if isinstance(error, ImportError) else advice
+        if isinstance(error, ImportError):
+            advice = "Install openpyxl, or save it as CSV in UTF-8."
         raise ValueError(f"{path.name}: {str(error)[:200]}. {advice}") from error
 
 
@@ -127,26 +124,26 @@ def _covidx(path):
 
 def _renamed(table, layout, name):
     """Our columns of `table`, as clean text."""
-    ours = {}
-    for column, our in layout.columns.items():
-        if column in table and our not in ours:
-            ours[our] = cells = table[column].fillna("")
+    columns = {}
+    for theirs, ours in layout.columns.items():
+        if (column := theirs.lower()) in table and ours not in columns:
+            cells = table[column].fillna("")
             if (bad := cells.str.len().gt(MAX_CELL) | cells.str.contains(UNPRINTABLE)).any():
                 raise ValueError(
                     f"{name}: the cell of row {bad.argmax() + 1} in column {column!r} begins with "
                     f"{cells[bad.argmax()][:40]!r}; at most {MAX_CELL} characters are allowed, none of control."
                 )
-    order = dict.fromkeys(layout.columns[column] for column in table if column in layout.columns)
-    return pd.DataFrame(ours, columns=list(order)).apply(lambda cells: cells.str.strip())
+            columns[ours] = cells.str.strip()
+    return pd.DataFrame(columns)
 
 
 def rows_of_table(root, layout, table, name, labels):
     """One row an image (file, label, patient, source; view and licence if present), and the counts of what is left out.
 
-    labels: as check_labels returns them. A wrong row of a manifest raises ValueError or FileNotFoundError. Of public
-    sets people often have parts, so rows without a file are only counted.
+    labels: as check_labels returns them. A wrong row of a manifest raises ValueError or FileNotFoundError. Users often
+    have a part of a public set, so its rows without a file are only counted.
     """
-    optional = [column for column in table if column in ("view", "licence")]
+    optional = [column for column in ("view", "licence") if column in table]
     table = table.reindex(columns=["file", "label", "patient", "source", "view", "modality", "licence"], fill_value="")
     if "label" not in layout.columns.values():
         table["label"] = "covid"
@@ -195,22 +192,18 @@ def _folders(root, layout):
     return [path.relative_to(root).as_posix() for path in found if path.is_dir()]
 
 
-def _composed(name):
-    """`name` with each accent in its letter: macOS writes both as two characters, other systems as one."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _places(names, root, layout, files, table_name):
     """The path of each name relative to `root`, None if missing. Only a manifest may name hidden files."""
     there = {os.path.splitext(file)[0]: file for file in files} if layout.name else {}
     there |= {file: file for file in files}
-    there = {_composed(name): file for name, file in there.items()}
+    composed = partial(unicodedata.normalize, "NFC")  # macOS writes an accented letter as two characters, others as one
+    there = {composed(name): file for name, file in there.items()}
     folders = _folders(root, layout)
 
     def place(name):
         for folder in folders:
             path = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
-            if (same := _composed(path)) in there:
+            if (same := composed(path)) in there:
                 return there[same]
             if not layout.name and os.path.isfile(whole := os.path.normpath(os.path.join(root, path))):
                 if not whole.startswith(f"{root}{os.sep}"):  # by name: links may lead outside

@@ -20,7 +20,7 @@ TURNS = {
 
 
 def _features(pixels):
-    """[N, 67] of uint8 pixels [N, H, W, 3]: a thumbnail without brightness and contrast; these; and fine detail."""
+    """[N, 67] of uint8 pixels [N, H, W, 3]: a standardised thumbnail, then brightness, contrast and fine detail."""
     grey = pixels.mean(axis=-1)
     small = [Image.fromarray(one.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX) for one in grey]
     small = np.stack(small).reshape(len(pixels), -1)
@@ -31,13 +31,13 @@ def _features(pixels):
 
 
 def _colour(pixels):
+    """[N] of uint8 pixels [N, H, W, 3]: the mean difference between the highest and the lowest channel."""
     return np.ptp(pixels.astype(np.int16), axis=-1).mean(axis=(1, 2))
 
 
 def save_typical(folder, data):
     """Write `FILE` unless it is there. The distances of training and validation images are cross-validated by group."""
-    sides = [side for side in (data.train, data.val) if len(side)]
-    known = [(side, i) for side in sides for i in np.flatnonzero(~side.rows.mirrored.to_numpy())]
+    known = [(side, i) for side in (data.train, data.val) for i in np.flatnonzero(~side.rows.mirrored.to_numpy())]
     known = known[:: -(-len(known) // MOST)]
     groups = [side.rows.group.iloc[i] for side, i in known]
     if (folder / FILE).is_file() or len(known) < LEAST or len(set(groups)) < 5:
