@@ -28,6 +28,7 @@ from ..metrics import compute_metrics, grouped_mean
 from ..models import evaluating
 from ..prepared import PreparedData, Split, check_data
 from ..training import check_use
+from .shortcuts import as_predictions, logistic_regression
 
 NEEDED = ["file", "label", "group", "source"]
 
@@ -72,6 +73,7 @@ def add_controls(
         raise ValueError(f"counts: {max(counts)} of {len(addable)} normal patients cannot be added, with others left.")
     rng, answers = np.random.default_rng(seed), []
     scaler = StandardScaler().fit(known)
+    known, others = scaler.transform(known), scaler.transform(others)
     with threadpool_limits(1):  # the same bits on any number of cores
         for draw in range(draws):
             order = rng.permutation(addable)
@@ -79,12 +81,10 @@ def add_controls(
             for count in counts:
                 chosen = other_rows.group.isin(order[:count]).to_numpy()
                 x, y = np.concatenate([known, others[chosen]]), [*rows.label, *other_rows.label[chosen]]
-                model = LogisticRegression(C=0.1, max_iter=1000)
-                model.fit(scaler.transform(x), y, np.repeat([1.0, weight], [len(known), chosen.sum()]))
-                p = pd.DataFrame(model.predict_proba(scaler.transform(others[evaluated])), columns=model.classes_)
-                table = other_rows.loc[evaluated, NEEDED].reset_index(drop=True)
-                table["predicted"] = p.idxmax(axis=1)
-                table[PROBABILITIES] = p.reindex(columns=[c[2:] for c in PROBABILITIES], fill_value=0.0).to_numpy()
+                weights = np.repeat([1.0, weight], [len(known), chosen.sum()])
+                model = LogisticRegression(C=0.1, max_iter=1000).fit(x, y, weights)
+                p = model.predict_proba(others[evaluated])
+                table = as_predictions(other_rows.loc[evaluated, NEEDED], p, model.classes_)
                 answers.append(table.assign(added=count, draw=draw))
     return pd.concat(answers, ignore_index=True)
 
@@ -157,17 +157,16 @@ def covid_vs_normal(predictions: pd.DataFrame, positive: str | None = "covid", w
     leaves the probabilities as they are. within: keep only the sources with both classes, see `within_sources`,
     since an AUC over several sources may measure how well the sources are separated.
     """
-    check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
-    check_choice("positive", positive, ("covid", "virus", None))
     check_flag("within", within)
+    check_predictions(predictions, needed=[*PROBABILITIES, "source"] if within else PROBABILITIES)
+    check_choice("positive", positive, ("covid", "virus", None))
     table = predictions[predictions.label.ne("virus")].copy()
     if within:
-        check_predictions(predictions, needed=["source"])
         table = table[within_sources(table)]
     if positive is None:
         return table
-    score, p_normal = table[f"p_{positive}"], table.p_normal
-    table["p_covid"] = (score / (score + p_normal).where(score + p_normal > 0)).fillna(0.5)
+    score = table[f"p_{positive}"]
+    table["p_covid"] = (score / (score + table.p_normal)).fillna(0.5)  # 0 / 0: undecided
     table["p_normal"], table["p_virus"] = 1 - table.p_covid, 0.0
     table["predicted"] = np.where(table.p_covid > 0.5, "covid", "normal")
     return table
@@ -219,17 +218,12 @@ def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, others: np.ndarray) 
     A logistic regression on the features `known` of those training `rows` whose source holds normal and other images
     (`within_sources`), so that the source does not give the class.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     within = within_sources(rows)
     known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
     d = known.shape[1]
     others = check_array("others", others, (None, d), f"as many features an image as known has, {d}")
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     with threadpool_limits(1):  # the same bits on any number of cores
-        model.fit(known[within], rows.label.to_numpy()[within] != "normal")
+        model = logistic_regression().fit(known[within], rows.label[within].ne("normal"))
         return model.decision_function(others)
 
 

@@ -7,6 +7,7 @@ validation see `load_external`.
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from .._support.checks import (
     check_tables,
     check_whole,
 )
+from ..batches import batches
 from ..constants import CLASSES, PROBABILITIES, SPLITS
 from ..images import resize
 from ..metrics import compare_two, compute_metrics
@@ -72,17 +74,20 @@ CHANGES = {
 ROOM = 2**28  # bytes of changed images that a split keeps in memory
 
 
+@dataclass(repr=False)
 class ChangedSplit(Split):
     """One side of a prepared set whose pixels pass through `change` when they are first taken."""
 
-    change, kept, known = None, None, None
+    change: Callable
+
+    def __post_init__(self):
+        self.known, self.kept = np.zeros(len(self), bool), None
 
     def take(self, indices):
         """The changed images at `indices` as uint8 [B, size, size, 3]; cached if all fit in a quarter GiB."""
         indices = np.arange(len(self))[indices]
         if len(self) * math.prod(self.pixels.shape[1:]) > ROOM:
             return self.change(super().take(indices))
-        self.known = np.zeros(len(self), bool) if self.known is None else self.known
         new = np.unique(indices[~self.known[indices]])
         if len(new) or self.kept is None:
             pixels = self.change(super().take(new))
@@ -93,8 +98,8 @@ class ChangedSplit(Split):
     def fingerprint(self):
         """sha256 over rows and changed pixels, so that `fit` starts another run."""
         digest = hashlib.sha256(self.rows[["file", "label", "mirrored"]].to_csv(index=False).encode())
-        for start in range(0, len(self), 256):
-            digest.update(self.take(np.arange(start, min(start + 256, len(self)))).tobytes())
+        for indices in batches(self, 256):
+            digest.update(self.take(indices).tobytes())
         return digest.hexdigest()
 
 
@@ -106,16 +111,14 @@ def change_split(split: Split, change: str | Callable) -> Split:
     check_kind("split", split, Split, "side of a prepared set", "data.test, say")
     if not callable(change):
         check_choice("change", change, CHANGES, ", or a function")
-    changed = ChangedSplit(split.rows, split.pixels, split.positions)
-    changed.change = change if callable(change) else CHANGES[change]
-    return changed
+        change = CHANGES[change]
+    return ChangedSplit(split.rows, split.pixels, split.positions, change)
 
 
 def change_data(data: PreparedData, change: str | Callable) -> PreparedData:
     """All three sides through `change_split`: to train on changed images too."""
     check_data(data)
-    sides = {name: change_split(getattr(data, name), change) for name in SPLITS}
-    return PreparedData(**sides, settings=data.settings, is_sample=data.is_sample)
+    return replace(data, **{name: change_split(getattr(data, name), change) for name in SPLITS})
 
 
 def plant_marker(split: Split, shift: int = 0, share: float = 0.07) -> Split:
@@ -141,10 +144,7 @@ def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, fold
     Cross-validated over groups: no image is predicted by a model trained on its patient. `rows` needs the columns
     file, label and group. Raises ValueError when a class has fewer groups than there are folds.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     check_table("rows", rows, ["file", "label", "group"], "audit_images")
     check_array("features", features, (len(rows), None), f"features of the {len(rows)} rows")
@@ -154,15 +154,27 @@ def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, fold
     if groups.min() < folds:
         raise ValueError(f"folds: {folds} are more than the {groups.min()} groups of class {groups.idxmin()!r}.")
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    label, group = rows.label.to_numpy(), rows.group.to_numpy()
+    options = dict(groups=rows.group.to_numpy(), cv=split, method="predict_proba")
     with threadpool_limits(1):  # the same bits on any number of cores
-        found = cross_val_predict(model, features, label, groups=group, cv=split, method="predict_proba")
-    present = sorted(rows.label.unique())
-    table = rows[["file", "label", "group"]].reset_index(drop=True)
-    table["predicted"] = np.array(present)[found.argmax(axis=1)]
-    probabilities = pd.DataFrame(found, columns=[f"p_{name}" for name in present])
-    return pd.concat([table, probabilities.reindex(columns=PROBABILITIES, fill_value=0.0)], axis=1)
+        found = cross_val_predict(logistic_regression(), features, rows.label.to_numpy(), **options)
+    return as_predictions(rows[["file", "label", "group"]], found, sorted(rows.label.unique()))
+
+
+def logistic_regression():
+    """Standardised features, then a logistic regression with ten times the default regularisation."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+
+
+def as_predictions(rows, probabilities, classes):
+    """`rows` with the columns predicted and p_..., from probabilities [images, classes] of these classes."""
+    p = pd.DataFrame(probabilities, columns=classes)
+    table = rows.reset_index(drop=True).assign(predicted=p.idxmax(axis=1))
+    table[PROBABILITIES] = p.reindex(columns=CLASSES, fill_value=0.0).to_numpy()
+    return table
 
 
 def metadata_features(images):
@@ -174,8 +186,7 @@ def metadata_features(images):
 
 def thumbnail_features(split, size=16):
     """Each image of `split` resized to `size` x `size` pixels, flattened: [images, size * size * 3]."""
-    indices = np.arange(len(split))
-    small = [resize(Image.fromarray(split.take(indices[i : i + 1])[0]), size) for i in indices]
+    small = [resize(Image.fromarray(split.take([i])[0]), size) for i in range(len(split))]
     return np.stack(small).reshape(len(small), -1).astype(float)
 
 
