@@ -104,18 +104,15 @@ def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) 
         row = {"added": added}
         for label, name in (("normal", "normal called covid"), ("covid", "covid recall")):
             some = of_count[of_count.label.eq(label)].assign(hit=lambda t: t.predicted.eq("covid"))
-            if some.empty:
-                continue
-            rng = np.random.default_rng(seed)
             patients = [part.groupby("group").hit.agg(["sum", "size"]).to_numpy() for _, part in some.groupby("draw")]
-            drawn = []
-            for _ in range(resamples):
+            rng, drawn = np.random.default_rng(seed), []
+            for _ in range(resamples if patients else 0):
                 one = patients[rng.integers(len(patients))]
                 hits, images = one[rng.integers(len(one), size=len(one))].sum(axis=0)
                 drawn.append(hits / images)
-            low, high = np.quantile(drawn, [0.025, 0.975])
-            row |= {name: np.mean([p[:, 0].sum() / p[:, 1].sum() for p in patients])}
-            row |= {f"{name} low": low, f"{name} high": high}
+            if drawn:
+                row[name] = np.mean([p[:, 0].sum() / p[:, 1].sum() for p in patients])
+                row[f"{name} low"], row[f"{name} high"] = np.quantile(drawn, [0.025, 0.975])
         found.append(row)
     return pd.DataFrame(found)
 
@@ -137,10 +134,8 @@ def load_external(
     mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
     known = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
     patient = (external.patient.notna() & external.patient.isin(images.patient)).to_numpy()
-    print(
-        f"{len(external)} external images; left out: {known.sum()} that training has too, "
-        f"{(patient & ~known).sum()} of patients in training."
-    )
+    left_out = f"{known.sum()} that training has too, {(patient & ~known).sum()} of patients in training"
+    print(f"{len(external)} external images; left out: {left_out}.")
     external = external[~known & ~patient].reset_index(drop=True)
     if external.empty:
         raise ValueError(f"folder: {str(folder)!r} holds no image that training does not know.")
@@ -188,13 +183,13 @@ def within_sources(rows: pd.DataFrame) -> np.ndarray:
 def shared_sources(data: PreparedData) -> PreparedData:
     """`data` with only the sources that hold normal and other images in training and validation; test is unchanged."""
     check_data(data)
-    known = data.train.rows.source[within_sources(data.train.rows)].unique()
-    sides = {}
-    for side in ("train", "val"):
-        split = getattr(data, side)
-        keep = split.rows.source.isin(known).to_numpy()
-        sides[side] = Split(split.rows[keep].reset_index(drop=True), split.pixels, split.positions[keep])
-    return replace(data, **sides)
+    shared = data.train.rows.source[within_sources(data.train.rows)].unique()
+
+    def part(split):
+        keep = split.rows.source.isin(shared).to_numpy()
+        return Split(split.rows[keep].reset_index(drop=True), split.pixels, split.positions[keep])
+
+    return replace(data, train=part(data.train), val=part(data.val))
 
 
 @torch.no_grad()
@@ -220,8 +215,7 @@ def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, others: np.ndarray) 
     """
     within = within_sources(rows)
     known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
-    d = known.shape[1]
-    others = check_array("others", others, (None, d), f"as many features an image as known has, {d}")
+    others = check_array("others", others, (None, known.shape[1]), f"{known.shape[1]} features an image, as known has")
     with threadpool_limits(1):  # the same bits on any number of cores
         model = logistic_regression().fit(known[within], rows.label[within].ne("normal"))
         return model.decision_function(others)

@@ -244,10 +244,9 @@ def verdict(table: pd.DataFrame) -> str:
             f"(balanced accuracy {', '.join(f'{v:.2f}' for v in found['balanced accuracy'])}; "
             f"{found.expected.iloc[0]:.2f} is chance). Other shortcuts were not tested."
         )
-    worst = beyond["balanced accuracy"].idxmax()
-    row = beyond.loc[worst]
+    row = beyond.sort_values("balanced accuracy").iloc[-1]
     return (
-        f"SHORTCUT FOUND: with {worst}, a logistic regression reaches a balanced accuracy of "
+        f"SHORTCUT FOUND: with {row.name}, a logistic regression reaches a balanced accuracy of "
         f"{row['balanced accuracy']:.0%} [{row.low:.0%}, {row.high:.0%}]; {row.expected:.0%} is expected without a "
         "shortcut. A network on these data may recognise where an image comes from, not the disease."
     )
@@ -287,8 +286,8 @@ def summarise(
             raise ValueError(f"{argument}: a {type(pair).__name__} is no pair; pass two tables made by predict.")
         for i, table in enumerate(pair or ()):
             check_predictions(table, f"{argument}[{i}]", PROBABILITIES)
-    rows = baselines.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "expected"]].copy()
-    rows["beyond"] = rows.low > rows.expected
+    rows = baselines.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "expected"]]
+    rows = rows.assign(beyond=rows.low > rows.expected)
 
     def add(name, table, chance=np.nan, than=None, key="balanced_accuracy"):
         metrics, expected, beyond = compute_metrics(table), chance, False
@@ -301,7 +300,7 @@ def summarise(
     for who, tables in (("", answers), (", retrained", retrained or {})):
         for how, table in tables.items():
             if how in HIDES:
-                add(f"{how}{who}" if who else f"{how}, network", table, 1 / table.label.nunique())
+                add(f"{how}{who or ', network'}", table, 1 / table.label.nunique())
             else:
                 add(f"{how}{who}", table, than=tables["as it is"] if how in KEEPS else None)
     if marked is not None:
