@@ -1,13 +1,13 @@
 """Shortcut experiments: does a classifier use the disease, or the source of the image?
 
-The baselines are logistic regressions that do not see the lungs, cross-validated over patients. For external
-validation see `load_external`.
+The baselines are logistic regressions that do not see the lungs, cross-validated over patients.
 """
 
 import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ def hide_border(pixels):
 
 
 def blur(pixels, radius=8):
-    """A heavy Gaussian blur of `radius` pixels: removes the texture of the lungs, keeps tone and outline."""
+    """A heavy Gaussian blur of `radius` pixels: removes the texture of the lungs, keeps brightness and outline."""
     return np.stack([np.asarray(Image.fromarray(one).filter(ImageFilter.GaussianBlur(radius))) for one in pixels])
 
 
@@ -76,24 +76,19 @@ ROOM = 2**28  # bytes of changed images that a split keeps in memory
 
 @dataclass(repr=False)
 class ChangedSplit(Split):
-    """One side of a prepared set whose pixels pass through `change` when they are first taken."""
+    """One side of a prepared set whose pixels pass through `change`."""
 
     change: Callable
 
-    def __post_init__(self):
-        self.known, self.kept = np.zeros(len(self), bool), None
-
     def take(self, indices):
-        """The changed images at `indices` as uint8 [B, size, size, 3]; cached if all fit in a quarter GiB."""
-        indices = np.arange(len(self))[indices]
+        """The changed images at `indices`, uint8 [B, H, W, 3]; all are changed once and kept if they fit in `ROOM`."""
         if len(self) * math.prod(self.pixels.shape[1:]) > ROOM:
             return self.change(super().take(indices))
-        new = np.unique(indices[~self.known[indices]])
-        if len(new) or self.kept is None:
-            pixels = self.change(super().take(new))
-            self.kept = np.empty((len(self), *pixels.shape[1:]), pixels.dtype) if self.kept is None else self.kept
-            self.kept[new], self.known[new] = pixels, True
-        return self.kept[indices]
+        return self.changed[np.arange(len(self))[indices]]
+
+    @cached_property
+    def changed(self):
+        return self.change(super().take(np.arange(len(self))))
 
     def fingerprint(self):
         """sha256 over rows and changed pixels, so that `fit` starts another run."""
@@ -104,10 +99,7 @@ class ChangedSplit(Split):
 
 
 def change_split(split: Split, change: str | Callable) -> Split:
-    """`split` with pixels changed by one of `CHANGES` (by name), or by a function of uint8 [B, H, W, 3].
-
-    Raises ValueError for an unknown name.
-    """
+    """`split`, its pixels changed by one of `CHANGES` (else ValueError) or by a function of uint8 [B, H, W, 3]."""
     check_kind("split", split, Split, "side of a prepared set", "data.test, say")
     if not callable(change):
         check_choice("change", change, CHANGES, ", or a function")
@@ -116,7 +108,7 @@ def change_split(split: Split, change: str | Callable) -> Split:
 
 
 def change_data(data: PreparedData, change: str | Callable) -> PreparedData:
-    """All three sides through `change_split`: to train on changed images too."""
+    """`change_split` of all three sides, to train on changed images too."""
     check_data(data)
     return replace(data, **{name: change_split(getattr(data, name), change) for name in SPLITS})
 
@@ -244,7 +236,7 @@ def verdict(table: pd.DataFrame) -> str:
             f"(balanced accuracy {', '.join(f'{v:.2f}' for v in found['balanced accuracy'])}; "
             f"{found.expected.iloc[0]:.2f} is chance). Other shortcuts were not tested."
         )
-    row = beyond.sort_values("balanced accuracy").iloc[-1]
+    row = beyond.loc[beyond["balanced accuracy"].idxmax()]
     return (
         f"SHORTCUT FOUND: with {row.name}, a logistic regression reaches a balanced accuracy of "
         f"{row['balanced accuracy']:.0%} [{row.low:.0%}, {row.high:.0%}]; {row.expected:.0%} is expected without a "
@@ -268,9 +260,9 @@ def summarise(
     baselines: the table of `shortcut_table`. answers, retrained: `{"as it is": predictions, "grey": ...}`, keys as in
     `CHANGES`, of the trained network and of one retrained on such images. marked: predictions where the planted
     marker agrees with the class, and where it contradicts it. internal_external: two tables of `covid_vs_normal`.
-    score: balanced accuracy, or AUC. expected: the score of a network that uses the lungs alone (chance where they are
-    hidden, no loss where they are visible). beyond: the whole interval lies beyond the expected score (where no loss is
-    expected: the interval of the paired difference, see `compare_two`).
+    score: balanced accuracy, or AUC. expected: the score of a network that uses the lungs alone: chance where they are
+    hidden, no loss where they are visible. beyond: the whole interval lies beyond it (where no loss is expected, the
+    interval of the paired difference, see `compare_two`).
     """
     check_table("baselines", baselines, ["balanced accuracy", "low", "high"], "shortcut_table")
     complete = baselines.assign(expected=baselines.get("expected")).dropna()
