@@ -21,8 +21,8 @@ INK, SKIP, SUM, PALE = OTHER_COLOURS[0], OTHER_COLOURS[2], "#FFFFFF", "#E8E8E8"
 def _stages(model, images):
     """The modules of a network in the order they finish: [(name, module, output shape, parameters)].
 
-    A module is opened when it has no forward of its own, holds most of the network, or adds parameters of its own to
-    what its children do; so no parameter is counted twice and none is left out. Repeated modules keep their own row.
+    A module is opened when it has no forward of its own, holds most of the network, or has parameters of its own beside
+    its children; so no parameter is counted twice and none is left out.
     """
     shown, opened, shapes = {}, set(), {}
     for name, module in model.named_modules():  # a module before those in it
@@ -52,9 +52,9 @@ def _stages(model, images):
 def plot_network(model: torch.nn.Module, size: int = 224) -> Figure:
     """A network from left to right: the shape that leaves each part, and where its parameters are.
 
-    Parts are the modules that an image [1, 3, size, size] really passes; equal ones in a row are drawn once. The
-    height of a box stands for the resolution (for a vector: 1; for patches: their number along a side), its width for
-    the channels. Raises ValueError for anything but a network.
+    Parts are the modules that an image [1, 3, size, size] passes; equal ones in a row are drawn once. The height of a
+    box stands for the resolution (of a vector: 1; of patches: their number along a side), its width for the channels.
+    Raises ValueError for anything but a network, and for one that cannot take such an image.
     """
     check_model(model)
     check_size(size)
@@ -112,10 +112,10 @@ def _text(node, modules):
 
 
 def _paths(block):
-    """The steps of a block: to the sum along the way of the changes, along the skip, and after the sum."""
+    """The steps of a block: on the main path to the sum, on the skip path to the sum, and after the sum."""
     try:
         graph = fx.symbolic_trace(block).graph
-    except Exception as error:  # whatever a network does that cannot be followed
+    except Exception as error:  # a network may do anything
         raise ValueError(f"block: its steps cannot be followed ({str(error).splitlines()[0][:100]}).") from error
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     sums = [node for node in steps if node.target in (operator.add, operator.iadd, torch.add)]
@@ -130,9 +130,9 @@ def _paths(block):
 
 
 def plot_residual_block(block: torch.nn.Module) -> Figure:
-    """A residual block (He et al. 2016), followed step by step: its changes, the skip, and the sum of both.
+    """A residual block (He et al. 2016), step by step: main path, skip path, and their sum.
 
-    Raises ValueError for a module whose steps cannot be followed, or that does not add two paths.
+    Raises ValueError for a module whose steps cannot be traced, or that does not add two paths once.
     """
     check_kind("block", block, nn.Module, "network", "a block such as resnet18().layer1[0]")
     modules = dict(block.named_modules())

@@ -1,4 +1,4 @@
-"""Other hospitals: external validation, selective prediction, control images added to training."""
+"""External validation, selective prediction, and control images added to training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,11 +46,10 @@ def add_controls(
     """Predictions of logistic regressions trained on `rows` and on normal patients of `other_rows`.
 
     known, others: features of the images [n, d], of training and of other hospitals (see `features`). In each draw the
-    normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all others, and all images of
-    other classes, are evaluated. So no patient is in both. An optional column addable of `other_rows` marks the rows
-    that may be added (to leave one hospital out). weight: of an added image in the loss.
-    Returns a predictions table with the columns `added` (patients) and `draw`. Raises ValueError for counts that leave
-    no normal patient to evaluate.
+    normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all other patients are
+    evaluated. An optional column addable of `other_rows` marks the rows that may be added (to leave one hospital out).
+    weight: of an added image in the loss. Returns a predictions table with the columns `added` (patients) and `draw`.
+    Raises ValueError for counts that leave no normal patient to evaluate.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -92,9 +91,9 @@ def add_controls(
 def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Share of normal and of covid images called covid, with intervals, for each number of added patients.
 
-    A row for each `added`: `normal called covid` and `covid recall` are means over the draws; `low` and `high` are
-    their 95 % percentile interval (each resample takes one draw at random, and its evaluated patients with
-    replacement). It covers which patients were added and which were evaluated.
+    A row for each `added`: means over the draws, and `low` and `high` of their 95 % percentile interval. Each resample
+    takes one draw at random, and its evaluated patients with replacement: the interval covers which patients were added
+    and which were evaluated.
     """
     check_table("answers", answers, ["label", "group", "predicted", "added", "draw"], "add_controls")
     check_whole("resamples", resamples, 1)
@@ -181,7 +180,7 @@ def within_sources(rows: pd.DataFrame) -> np.ndarray:
 
 
 def shared_sources(data: PreparedData) -> PreparedData:
-    """`data` with only the sources that hold normal and other images in training and validation; test is unchanged."""
+    """`data` with training and validation of those sources alone that hold normal and other images; same test side."""
     check_data(data)
     shared = data.train.rows.source[within_sources(data.train.rows)].unique()
 
@@ -248,8 +247,8 @@ def _one_each(argument, numbers, predictions):
 def risk_coverage(predictions: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
     """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the predictions that remain after abstaining.
 
-    One row for each number of predictions kept, the least uncertain first; the first row has all with a score of minus
-    infinity. Ties keep the order of the table.
+    One row for each number of predictions kept, the least uncertain first; the first row keeps all with a score of
+    minus infinity. Ties keep the order of the table.
     """
     check_predictions(predictions)
     scores = _one_each("scores", scores, predictions)

@@ -42,12 +42,10 @@ def plot_saliency(
 ) -> Figure:
     """Saliency maps of the most confident wrong predictions, or of the most confident correct ones of each class.
 
-    A row holds `count` images of a network, or of two where there are more than two networks.
-
-    maps, predictions: `{"name": maps [B, H, W]}` of `saliency_maps` and `{"name": table}` of `predict`, of the images
-    of `split` in their order; each map is drawn from its lowest to its highest point. lungs: what `lung_fields`
-    returned for them, drawn as an outline, dotted where it is not to be trusted. Raises ValueError where these do not
-    belong together.
+    A row holds `count` images of a network, or of two where there are more than two networks. maps, predictions:
+    `{"name": maps [B, H, W]}` of `saliency_maps` and `{"name": table}` of `predict`, in the order of `split`; the
+    colours of each map go from its minimum to its maximum. lungs: what `lung_fields` returned, drawn as an outline,
+    dotted where it is not trusted. Raises ValueError where these are not of the same images.
     """
     check_split(split)
     check_dict("maps", maps, "{'name': the maps of saliency_maps}")
@@ -163,8 +161,8 @@ def plot_experiments(table: pd.DataFrame) -> Figure:
 def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Figure:
     """Probability of covid by true class, internal and external: predictions tables of the same network.
 
-    Point: an image. Box: the middle half of a class. Line: its median. Absent classes have no column. Each
-    source of `external` has a panel of its own. The AUC is that of covid against normal, where both are there.
+    Point: an image. Box: the middle half of a class. Line: its median. Absent classes have no column. Each source of
+    `external` has a panel. The AUC is that of covid against normal, where there are both.
     """
     check_predictions(internal, "internal", PROBABILITIES)
     check_predictions(external, "external", PROBABILITIES)
@@ -205,9 +203,9 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
 
 
 def plot_risk_coverage(tables: dict, uncertainty: dict, threshold: float) -> Figure:
-    """Risk-coverage curves: `{"internal": predictions, ...}` and the uncertainty scores of each.
+    """Risk-coverage curves (see `risk_coverage`): `{"internal": predictions, ...}` and the uncertainty scores of each.
 
-    The ring marks the share that is answered at `threshold`; see `risk_coverage`.
+    The ring marks the coverage at `threshold`.
     """
     check_tables("tables", tables)
     check_dict("uncertainty", uncertainty, "{'internal': uncertainty scores, ...}")

@@ -80,7 +80,7 @@ def check_pixels(pixels):
 
 @torch.no_grad()
 def lung_fields(pixels: np.ndarray) -> LungFields:
-    """An estimate of the lung fields of uint8 pixels [B, H, W, 3], heart and mediastinum left out, as `LungFields`.
+    """An estimate of the lung fields of uint8 pixels [B, H, W, 3], without heart and mediastinum, as `LungFields`.
 
     score: the Dice expected from the probabilities, in 0..1. trusted: the score is at least `TRUSTED`, and there are
     two lungs, one in each half of the image. results/saliency.md has the Dice on test sets; on images that are not

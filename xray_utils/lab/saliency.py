@@ -166,7 +166,7 @@ def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
 
 
 def randomised(model, seed=0):
-    """The same network with new random weights, which differ from the initial weights of the training."""
+    """The same network with new random weights, other than the initial weights of the training."""
     device, spec = next(model.parameters()).device, getattr(model, "spec", None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # unlike the seeds of trainings
@@ -185,9 +185,9 @@ def randomised(model, seed=0):
 def sanity_check(model: torch.nn.Module, split: Split, seed: int = 0, batch_size: int = 16) -> np.ndarray:
     """Rank correlation of each map with that of the same network with random weights, [B] (Adebayo et al. 2018).
 
-    A map that hardly changes shows the image or the architecture, not what was learned (arXiv:1810.03292): near
-    0 is good, near 1 disqualifies the map. Both maps are of the class that the trained network predicts. NaN if one of
-    them is constant.
+    A map that hardly changes shows the image or the architecture, not what was learned (arXiv:1810.03292): near 0 is
+    good, near 1 disqualifies the map. Both maps are of the class that the trained network predicts. NaN if one is
+    constant.
     """
     check_use(model, split, batch_size)
     check_whole("seed", seed)

@@ -40,8 +40,8 @@ class Classification:
     """Prediction for one X-ray.
 
     probabilities: by class. pixels: the prepared image, uint8 [H, W, 3]. where: the saliency map, float [H, W] in
-    0..1, or None. credit: the attribution that the licence of a bundled image requires, or "". unlike: reasons why the
-    image is unlike the training images, [] if there is none, None if the run does not know its training images.
+    0..1, or None. credit: what the licence of a bundled image requires, or "". unlike: reasons why the image is unlike
+    the training images, None if the run does not know its training images.
     """
 
     probabilities: pd.Series
@@ -53,7 +53,7 @@ class Classification:
 
     @property
     def warning(self):
-        """That it is no diagnosis; whether the image is unlike the training images; if these were the small sample."""
+        """The warning as text: no diagnosis, trained on the sample, unlike the training images or not checked."""
         said = "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any image."
         said += " It was trained on a sample of 228 X-rays." if OF_SAMPLE.search(self.run) else ""
         if self.unlike is None:
@@ -71,11 +71,10 @@ def classify(
 ) -> Classification:
     """Classify one X-ray with the network of `run`; print the `Classification` with a warning (no diagnosis).
 
-    It warns if the image is unlike the training images: inverted, turned, coloured, no chest.
-    image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
-    folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
-    Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError for a path or a run
-    that is not there, OSError for a file that is no image.
+    It warns if the image is unlike the training images: inverted, turned, coloured, no chest. image: a path, the bytes
+    of a file, or a PIL image. run: a `Run`, or the name or folder of one. look: a function of the network and a side
+    with this one image that gives its map [1, H, W], or None. Raises ValueError for anything else and an image too
+    large for `read_image`, FileNotFoundError for a missing path or run, OSError for a file that is no image.
     """
     run = _run_of(run)
     _check_look(look)
@@ -250,11 +249,10 @@ def export_model(run: Run, folder: str | Path | None = None) -> Path:
     """Write the network of `run` as a folder in the style of Hugging Face, whole or not at all, and return its path.
 
     model.safetensors, config.json, preprocessor_config.json, and README.md: a model card with the metrics of the run
-    and three lines that load it, in transformers (ResNet18, ViT) or torch (the baseline, whose layers are written
-    down in baseline_cnn.py beside it). The layers of a network of your own are not written: the lines load the weights
-    into one that you make. folder: None for `outputs/export/<name of the run>`; an earlier export there is replaced.
-
-    Raises FileExistsError when the folder holds anything but an export, and OSError when it cannot be written.
+    and three lines that load it, in transformers (ResNet18, ViT) or torch (the baseline, with its layers in
+    baseline_cnn.py; a network of your own, which you make first). folder: None for `outputs/export/<name of the run>`;
+    an earlier export there is replaced. Raises FileExistsError when the folder holds anything but an export, and
+    OSError when it cannot be written.
     """
     run = _run_of(run)
     network = run.config["network"]["network"]
