@@ -67,8 +67,7 @@ def add_controls(
         check_whole("counts", count, 0)
     normal = other_rows.label.eq("normal")
     addable = other_rows[normal & other_rows.get("addable", True)].group.unique()
-    left = other_rows[normal].group.nunique() - max(counts)
-    if max(counts) > len(addable) or left < 1:
+    if max(counts) > min(len(addable), other_rows[normal].group.nunique() - 1):
         raise ValueError(f"counts: {max(counts)} of {len(addable)} normal patients cannot be added, with others left.")
     rng, answers = np.random.default_rng(seed), []
     scaler = StandardScaler().fit(known)

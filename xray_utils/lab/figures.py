@@ -172,14 +172,10 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
         short = [str(source).split("/")[0] for source in sources]  # of the owner's name, where that tells them apart
         short = short if len(set(short)) == len(short) else [str(source) for source in sources]
         places, tables = [places[0], f"external, {short[0]}", *short[1:]], [internal, *parts]
-    shown = [[name for name in CLASSES if table.label.eq(name).any()] for table in tables]
-    results = [
-        compute_metrics(table[table.label.ne("virus")]) if {"covid", "normal"} <= set(names) else None
-        for table, names in zip(tables, shown, strict=True)
-    ]
-    widths = [max(1.2, len(names)) for names in shown]
+    widths, intervals = [max(1.2, table.label.nunique()) for table in tables], []
     with _figure(1, len(tables), 10, 4.2, sharey=True, width_ratios=widths) as (figure, axes):
-        for axis, place, table, names, result in zip(axes[0], places, tables, shown, results, strict=True):
+        for axis, place, table in zip(axes[0], places, tables, strict=True):
+            names = [name for name in CLASSES if table.label.eq(name).any()]
             for column, name in enumerate(names):
                 shares, colour = table.p_covid[table.label.eq(name)], CLASS_COLOURS[name]
                 low, middle, high = shares.quantile([0.25, 0.5, 0.75])
@@ -188,11 +184,14 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
                 axis.hlines(middle, column - 0.38, column + 0.38, color="black", lw=3, zorder=3)
             axis.set_xticks(range(len(names)), [f"{name}\n{table.label.eq(name).sum()} images" for name in names])
             axis.set_ylim(-0.03, 1.03)
-            said = f"AUC {with_interval(result, 'auc_covid')}" if result else f"{' and '.join(names)} alone"
+            said, interval = f"{' and '.join(names)} alone", None
+            if {"covid", "normal"} <= set(names):
+                result = compute_metrics(table[table.label.ne("virus")])
+                said, interval = f"AUC {with_interval(result, 'auc_covid')}", result["auc_covid_interval"] or (0, 1)
+            intervals.append(interval)
             axis.set_title(f"{place}\n{said}", fontsize=12, loc="left")
         axes[0, 0].set_ylabel("probability of covid")
-        (low, _), *others = ((result or {}).get("auc_covid_interval") or (0, 1) for result in results)
-        highs = [high for (_, high), result in zip(others, results[1:], strict=True) if result]
+        low, highs = (intervals[0] or (0, 1))[0], [interval[1] for interval in intervals[1:] if interval]
         said = "the intervals of internal and external AUC overlap"
         if not highs:
             said = "each external source holds one of the two alone"
