@@ -179,7 +179,7 @@ def within_sources(rows: pd.DataFrame) -> np.ndarray:
 
 
 def shared_sources(data: PreparedData) -> PreparedData:
-    """`data` with training and validation of those sources alone that hold normal and other images; same test side."""
+    """`data` with only the sources that hold normal and other images in training and validation; test is unchanged."""
     check_data(data)
     shared = data.train.rows.source[within_sources(data.train.rows)].unique()
 
@@ -269,9 +269,9 @@ def abstain(predictions: pd.DataFrame, scores: np.ndarray, threshold: float) -> 
     covid, normal = (predictions.label.eq(name).to_numpy() for name in ("covid", "normal"))
     safe = ~kept | predictions.predicted.ne("covid").to_numpy()
     groups = predictions["group" if "group" in predictions else "file"].to_numpy()
-    parts = {"answered": (kept, kept >= 0), "covid_answered": (kept, covid), "normal_safe": (safe, normal)}
+    parts = {"answered": (kept, slice(None)), "covid_answered": (kept, covid), "normal_safe": (safe, normal)}
     result = {"images": len(predictions)}
     for name, (hit, of) in parts.items():
-        share = grouped_mean(pd.DataFrame({name: hit[of]}), groups[of]) if of.any() else {name: None}
+        share = grouped_mean(pd.DataFrame({name: hit[of]}), groups[of]) if hit[of].size else {name: None}
         result |= {name: share[name], f"{name}_interval": share.get(f"{name}_interval")}
     return result
