@@ -72,7 +72,7 @@ def plot_network(model: torch.nn.Module, size: int = 224) -> Figure:
         boxes, bars = axes[:, 0]
         for x, (name, times, shape, parameters) in enumerate(parts):
             channels, side = (shape[0], shape[-1]) if len(shape) == 3 else (shape[-1], 1)
-            if len(shape) == 2:  # tokens: rows of numbers
+            if len(shape) == 2:  # tokens: [patches, channels]
                 side = shape[0] ** 0.5
             width = 0.16 + 0.065 * min(11, channels).bit_length() + 0.04 * channels.bit_length()
             height = (side / size) ** 0.5

@@ -37,11 +37,11 @@ def _last_stage(model, image):
             hooks.enter_context(module.register_forward_hook(keep))
         logits = logits_of(model, image)
     tensors = [(n, m, o) for n, (m, o) in outputs.items() if isinstance(o, torch.Tensor) and o.requires_grad]
-    tokens = {n: o for n, m, o in tensors if isinstance(m, nn.LayerNorm) and o.ndim == 3 and o.shape[1] > 3}  # patches
+    tokens = {n: o for n, m, o in tensors if isinstance(m, nn.LayerNorm) and o.ndim == 3 and o.shape[1] > 3}
     gradients = torch.autograd.grad(logits.max(), list(tokens.values()), allow_unused=True) if tokens else ()
     names = [n for n, g in zip(tokens, gradients, strict=True) if g is not None and _as_maps(g).any()]
     maps = [name for name, _, output in tensors if output.ndim == 4 and output[0, 0].numel() > 1]
-    return [None, *(names or tokens or maps)][-1]
+    return next(reversed(names or list(tokens) or maps), None)
 
 
 def _as_maps(stage):
