@@ -88,8 +88,8 @@ def lung_fields(pixels: np.ndarray) -> LungFields:
     """
     check_pixels(pixels)
     network, parts = _network(), []
-    for start in range(0, len(pixels), 64):
-        grey = torch.from_numpy(pixels[start : start + 64]).float().mean(dim=3)[:, None]
+    for images in torch.from_numpy(pixels).split(64):
+        grey = images.float().mean(dim=3)[:, None]
         small = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", antialias=True)
         x = _standardised(small / 255)
         lung = (network(x).sigmoid() + network(x.flip(-1)).sigmoid().flip(-1)) / 2  # of the image and its mirror image

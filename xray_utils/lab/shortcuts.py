@@ -172,8 +172,8 @@ def as_predictions(rows, probabilities, classes):
 def metadata_features(images):
     """Columns of `audit_images` as features: width, height, aspect, tint and mode. [images, d]."""
     check_table("images", images, ["width", "height", "mode", "tint"], "audit_images")
-    columns = images[["width", "height", "tint"]].astype(float).assign(aspect=np.log(images.width / images.height))
-    return np.hstack([columns.to_numpy(), pd.get_dummies(images["mode"]).to_numpy(float)])
+    columns = images[["width", "height", "tint", "mode"]].assign(aspect=np.log(images.width / images.height))
+    return pd.get_dummies(columns, columns=["mode"]).to_numpy(float)
 
 
 def thumbnail_features(split, size=16):
