@@ -358,12 +358,12 @@ def test_the_card_has_the_numbers_and_says_what_they_are_not(run, prepared):
 
 
 def test_an_export_is_whole_or_not_there(run, tmp_path, monkeypatch):
-    def full(run):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     folder = tmp_path / "deep" / "an export"
     with monkeypatch.context() as patch:
-        patch.setattr(use, "_card", full)
+        patch.setattr(use, "save_file", full)  # the last to be written
         with pytest.raises(OSError, match="No space left on device.*Free some space"):
             xu.export_model(run, folder)
     assert list(folder.parent.iterdir()) == []
@@ -372,7 +372,7 @@ def test_an_export_is_whole_or_not_there(run, tmp_path, monkeypatch):
     with torch.no_grad():
         run.model[0].weight += 1
     with monkeypatch.context() as patch:
-        patch.setattr(use, "_card", full)
+        patch.setattr(use, "save_file", full)  # the last to be written
         with pytest.raises(OSError):
             xu.export_model(run, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

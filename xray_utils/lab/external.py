@@ -1,4 +1,4 @@
-"""Other hospitals: external validation, selective prediction, control images added to training."""
+"""External validation, selective prediction, and control images added to training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..metrics import compute_metrics, grouped_mean
 from ..models import evaluating
 from ..prepared import PreparedData, Split, check_data
 from ..training import check_use
+from .shortcuts import as_predictions, logistic_regression
 
 NEEDED = ["file", "label", "group", "source"]
 
@@ -45,11 +46,10 @@ def add_controls(
     """Predictions of logistic regressions trained on `rows` and on normal patients of `other_rows`.
 
     known, others: features of the images [n, d], of training and of other hospitals (see `features`). In each draw the
-    normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all others, and all images of
-    other classes, are evaluated. So no patient is in both. An optional column addable of `other_rows` marks the rows
-    that may be added (to leave one hospital out). weight: of an added image in the loss.
-    Returns a predictions table with the columns `added` (patients) and `draw`. Raises ValueError for counts that leave
-    no normal patient to evaluate.
+    normal patients of `other_rows` are shuffled: the first `max(counts)` may be added; all other patients are
+    evaluated. An optional column addable of `other_rows` marks the rows that may be added (to leave one hospital out).
+    weight: of an added image in the loss. Returns a predictions table with the columns `added` (patients) and `draw`.
+    Raises ValueError for counts that leave no normal patient to evaluate.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -67,11 +67,11 @@ def add_controls(
         check_whole("counts", count, 0)
     normal = other_rows.label.eq("normal")
     addable = other_rows[normal & other_rows.get("addable", True)].group.unique()
-    left = other_rows[normal].group.nunique() - max(counts)
-    if max(counts) > len(addable) or left < 1:
+    if max(counts) > min(len(addable), other_rows[normal].group.nunique() - 1):
         raise ValueError(f"counts: {max(counts)} of {len(addable)} normal patients cannot be added, with others left.")
     rng, answers = np.random.default_rng(seed), []
     scaler = StandardScaler().fit(known)
+    known, others = scaler.transform(known), scaler.transform(others)
     with threadpool_limits(1):  # the same bits on any number of cores
         for draw in range(draws):
             order = rng.permutation(addable)
@@ -79,12 +79,10 @@ def add_controls(
             for count in counts:
                 chosen = other_rows.group.isin(order[:count]).to_numpy()
                 x, y = np.concatenate([known, others[chosen]]), [*rows.label, *other_rows.label[chosen]]
-                model = LogisticRegression(C=0.1, max_iter=1000)
-                model.fit(scaler.transform(x), y, np.repeat([1.0, weight], [len(known), chosen.sum()]))
-                p = pd.DataFrame(model.predict_proba(scaler.transform(others[evaluated])), columns=model.classes_)
-                table = other_rows.loc[evaluated, NEEDED].reset_index(drop=True)
-                table["predicted"] = p.idxmax(axis=1)
-                table[PROBABILITIES] = p.reindex(columns=[c[2:] for c in PROBABILITIES], fill_value=0.0).to_numpy()
+                weights = np.repeat([1.0, weight], [len(known), chosen.sum()])
+                model = LogisticRegression(C=0.1, max_iter=1000).fit(x, y, weights)
+                p = model.predict_proba(others[evaluated])
+                table = as_predictions(other_rows.loc[evaluated, NEEDED], p, model.classes_)
                 answers.append(table.assign(added=count, draw=draw))
     return pd.concat(answers, ignore_index=True)
 
@@ -92,9 +90,9 @@ def add_controls(
 def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Share of normal and of covid images called covid, with intervals, for each number of added patients.
 
-    A row for each `added`: `normal called covid` and `covid recall` are means over the draws; `low` and `high` are
-    their 95 % percentile interval (each resample takes one draw at random, and its evaluated patients with
-    replacement). It covers which patients were added and which were evaluated.
+    A row for each `added`: means over the draws, and `low` and `high` of their 95 % percentile interval. Each resample
+    takes one draw at random, and its evaluated patients with replacement: the interval covers which patients were added
+    and which were evaluated.
     """
     check_table("answers", answers, ["label", "group", "predicted", "added", "draw"], "add_controls")
     check_whole("resamples", resamples, 1)
@@ -104,18 +102,15 @@ def controls_table(answers: pd.DataFrame, resamples: int = 2000, seed: int = 0) 
         row = {"added": added}
         for label, name in (("normal", "normal called covid"), ("covid", "covid recall")):
             some = of_count[of_count.label.eq(label)].assign(hit=lambda t: t.predicted.eq("covid"))
-            if some.empty:
-                continue
-            rng = np.random.default_rng(seed)
             patients = [part.groupby("group").hit.agg(["sum", "size"]).to_numpy() for _, part in some.groupby("draw")]
-            drawn = []
-            for _ in range(resamples):
+            rng, drawn = np.random.default_rng(seed), []
+            for _ in range(resamples if patients else 0):
                 one = patients[rng.integers(len(patients))]
                 hits, images = one[rng.integers(len(one), size=len(one))].sum(axis=0)
                 drawn.append(hits / images)
-            low, high = np.quantile(drawn, [0.025, 0.975])
-            row |= {name: np.mean([p[:, 0].sum() / p[:, 1].sum() for p in patients])}
-            row |= {f"{name} low": low, f"{name} high": high}
+            if drawn:
+                row[name] = np.mean([p[:, 0].sum() / p[:, 1].sum() for p in patients])
+                row[f"{name} low"], row[f"{name} high"] = np.quantile(drawn, [0.025, 0.975])
         found.append(row)
     return pd.DataFrame(found)
 
@@ -137,10 +132,8 @@ def load_external(
     mirrored = theirs.reshape(-1, 32, 32)[:, :, ::-1].reshape(-1, 32 * 32)
     known = np.maximum(theirs @ ours.T, mirrored @ ours.T).max(axis=1) >= near
     patient = (external.patient.notna() & external.patient.isin(images.patient)).to_numpy()
-    print(
-        f"{len(external)} external images; left out: {known.sum()} that training has too, "
-        f"{(patient & ~known).sum()} of patients in training."
-    )
+    left_out = f"{known.sum()} that training has too, {(patient & ~known).sum()} of patients in training"
+    print(f"{len(external)} external images; left out: {left_out}.")
     external = external[~known & ~patient].reset_index(drop=True)
     if external.empty:
         raise ValueError(f"folder: {str(folder)!r} holds no image that training does not know.")
@@ -157,17 +150,16 @@ def covid_vs_normal(predictions: pd.DataFrame, positive: str | None = "covid", w
     leaves the probabilities as they are. within: keep only the sources with both classes, see `within_sources`,
     since an AUC over several sources may measure how well the sources are separated.
     """
-    check_predictions(predictions, needed=("label", "predicted", *PROBABILITIES))
-    check_choice("positive", positive, ("covid", "virus", None))
     check_flag("within", within)
+    check_predictions(predictions, needed=[*PROBABILITIES, "source"] if within else PROBABILITIES)
+    check_choice("positive", positive, ("covid", "virus", None))
     table = predictions[predictions.label.ne("virus")].copy()
     if within:
-        check_predictions(predictions, needed=["source"])
         table = table[within_sources(table)]
     if positive is None:
         return table
-    score, p_normal = table[f"p_{positive}"], table.p_normal
-    table["p_covid"] = (score / (score + p_normal).where(score + p_normal > 0)).fillna(0.5)
+    score = table[f"p_{positive}"]
+    table["p_covid"] = (score / (score + table.p_normal)).fillna(0.5)  # 0 / 0: undecided
     table["p_normal"], table["p_virus"] = 1 - table.p_covid, 0.0
     table["predicted"] = np.where(table.p_covid > 0.5, "covid", "normal")
     return table
@@ -189,13 +181,13 @@ def within_sources(rows: pd.DataFrame) -> np.ndarray:
 def shared_sources(data: PreparedData) -> PreparedData:
     """`data` with only the sources that hold normal and other images in training and validation; test is unchanged."""
     check_data(data)
-    known = data.train.rows.source[within_sources(data.train.rows)].unique()
-    sides = {}
-    for side in ("train", "val"):
-        split = getattr(data, side)
-        keep = split.rows.source.isin(known).to_numpy()
-        sides[side] = Split(split.rows[keep].reset_index(drop=True), split.pixels, split.positions[keep])
-    return replace(data, **sides)
+    shared = data.train.rows.source[within_sources(data.train.rows)].unique()
+
+    def part(split):
+        keep = split.rows.source.isin(shared).to_numpy()
+        return Split(split.rows[keep].reset_index(drop=True), split.pixels, split.positions[keep])
+
+    return replace(data, train=part(data.train), val=part(data.val))
 
 
 @torch.no_grad()
@@ -219,17 +211,11 @@ def pneumonia_scores(known: np.ndarray, rows: pd.DataFrame, others: np.ndarray) 
     A logistic regression on the features `known` of those training `rows` whose source holds normal and other images
     (`within_sources`), so that the source does not give the class.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     within = within_sources(rows)
     known = check_array("known", known, (len(rows), None), f"features of the {len(rows)} rows; see features")
-    d = known.shape[1]
-    others = check_array("others", others, (None, d), f"as many features an image as known has, {d}")
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    others = check_array("others", others, (None, known.shape[1]), f"{known.shape[1]} features an image, as known has")
     with threadpool_limits(1):  # the same bits on any number of cores
-        model.fit(known[within], rows.label.to_numpy()[within] != "normal")
+        model = logistic_regression().fit(known[within], rows.label[within].ne("normal"))
         return model.decision_function(others)
 
 
@@ -260,8 +246,8 @@ def _one_each(argument, numbers, predictions):
 def risk_coverage(predictions: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
     """Risk-coverage curve (El-Yaniv & Wiener 2010): the error of the predictions that remain after abstaining.
 
-    One row for each number of predictions kept, the least uncertain first; the first row has all with a score of minus
-    infinity. Ties keep the order of the table.
+    One row for each number of predictions kept, the least uncertain first; the first row keeps all with a score of
+    minus infinity. Ties keep the order of the table.
     """
     check_predictions(predictions)
     scores = _one_each("scores", scores, predictions)
@@ -283,9 +269,9 @@ def abstain(predictions: pd.DataFrame, scores: np.ndarray, threshold: float) -> 
     covid, normal = (predictions.label.eq(name).to_numpy() for name in ("covid", "normal"))
     safe = ~kept | predictions.predicted.ne("covid").to_numpy()
     groups = predictions["group" if "group" in predictions else "file"].to_numpy()
-    parts = {"answered": (kept, kept >= 0), "covid_answered": (kept, covid), "normal_safe": (safe, normal)}
+    parts = {"answered": (kept, slice(None)), "covid_answered": (kept, covid), "normal_safe": (safe, normal)}
     result = {"images": len(predictions)}
     for name, (hit, of) in parts.items():
-        share = grouped_mean(pd.DataFrame({name: hit[of]}), groups[of]) if of.any() else {name: None}
+        share = grouped_mean(pd.DataFrame({name: hit[of]}), groups[of]) if hit[of].size else {name: None}
         result |= {name: share[name], f"{name}_interval": share.get(f"{name}_interval")}
     return result

@@ -4,11 +4,13 @@ from textwrap import fill
 
 import numpy as np
 import pandas as pd
+import scipy
 from matplotlib.figure import Figure
 
 from .._support.checks import (
     check_choice,
     check_dict,
+    check_kind,
     check_number,
     check_predictions,
     check_table,
@@ -40,12 +42,10 @@ def plot_saliency(
 ) -> Figure:
     """Saliency maps of the most confident wrong predictions, or of the most confident correct ones of each class.
 
-    A row holds `count` images of a network, or of two where there are more than two networks.
-
-    maps, predictions: `{"name": maps [B, H, W]}` of `saliency_maps` and `{"name": table}` of `predict`, of the images
-    of `split` in their order; each map is drawn from its lowest to its highest point. lungs: what `lung_fields`
-    returned for them, drawn as an outline, dotted where it is not to be trusted. Raises ValueError where these do not
-    belong together.
+    A row holds `count` images of a network, or of two where there are more than two networks. maps, predictions:
+    `{"name": maps [B, H, W]}` of `saliency_maps` and `{"name": table}` of `predict`, in the order of `split`; the
+    colours of each map go from its minimum to its maximum. lungs: what `lung_fields` returned, drawn as an outline,
+    dotted where it is not trusted. Raises ValueError where these are not of the same images.
     """
     check_split(split)
     check_dict("maps", maps, "{'name': the maps of saliency_maps}")
@@ -57,11 +57,8 @@ def plot_saliency(
     check_whole("count", count, 1)
     for name, table in predictions.items():
         if name not in maps or len(maps[name]) != len(table) or table.file.tolist() != split.rows.file.tolist():
-            raise ValueError(
-                f"predictions[{name!r}]: not of the same images as maps and split; make all from one split."
-            )
-    if lungs is not None and not hasattr(lungs, "masks"):
-        raise ValueError(f"lungs: a {type(lungs).__name__} is none; pass what lung_fields returned, or None.")
+            raise ValueError(f"predictions[{name!r}]: not of the same images as maps and split; use one split for all.")
+    check_kind("lungs", lungs, LungFields | None, "result of lung_fields", "what it returned, or None")
     if lungs is not None and len(lungs.masks) != len(split):
         raise ValueError(f"lungs: {len(lungs.masks)} masks for {len(split)} images; pass lung_fields of all of them.")
     beside = 2 if len(predictions) > 2 else 1
@@ -70,20 +67,19 @@ def plot_saliency(
         for axis in axes.flat:
             axis.axis("off")
         for row, (name, table) in zip(axes.reshape(-1, count), predictions.items(), strict=False):
-            table = table.reset_index(drop=True).assign(sure=table[PROBABILITIES].max(axis=1).to_numpy())
+            table = table.reset_index(drop=True).assign(sure=lambda t: t[PROBABILITIES].max(axis=1))
             table = table[table.label.eq(table.predicted) == (which == "correct")]
             table = table.sort_values("sure", ascending=False, kind="stable")
             if which == "correct":  # each class in turn
                 table = table.iloc[table.groupby("label").cumcount().argsort(kind="stable")]
+            place = dict(transform=row[0].transAxes, fontsize=11)
             words = fill(name.replace("_", " "), 12)
-            row[0].text(-0.06, 0.5, words, transform=row[0].transAxes, rotation=90, ha="right", va="center",
-                        fontsize=11, fontweight="bold")  # fmt: skip
+            row[0].text(-0.06, 0.5, words, rotation=90, ha="right", va="center", fontweight="bold", **place)
             if table.empty:
-                row[0].text(0.5, 0.5, f"no {which} answer", transform=row[0].transAxes, ha="center", fontsize=11)
+                row[0].text(0.5, 0.5, f"no {which} answer", ha="center", **place)
             for axis, (index, one) in zip(row, table.iterrows(), strict=False):
                 said = f"{one.predicted} {one.sure:.2f}"
-                title = said if which == "correct" else f"{one.label}, called\n{said}"
-                _show(axis, split.take([index])[0], title)
+                _show(axis, split.take([index])[0], said if which == "correct" else f"{one.label}, called\n{said}")
                 axis.imshow(maps[name][index], cmap="inferno", alpha=0.45)
                 if lungs is not None and lungs.masks[index].any():
                     style = "solid" if lungs.trusted[index] else "dotted"
@@ -97,8 +93,6 @@ def plot_reliability(predictions: dict) -> Figure:
 
     The area of a dot stands for its images, its bar is the 95 % interval (Wilson 1927).
     """
-    from scipy.stats import binomtest
-
     check_tables("predictions", predictions, PROBABILITIES)
     with _figure(1, len(predictions), 4.4 * len(predictions), 4, sharey=True) as (figure, axes):
         for axis, (name, table) in zip(axes[0], predictions.items(), strict=True):
@@ -107,7 +101,7 @@ def plot_reliability(predictions: dict) -> Figure:
             size = 15 + 300 * bins.images / len(table)
             axis.scatter(bins.confidence, bins.accuracy, s=size, color=OTHER_COLOURS[0], alpha=0.7)
             for bin_, one in bins.iterrows():
-                test = binomtest(round(one.accuracy * one.images), int(one.images))
+                test = scipy.stats.binomtest(round(one.accuracy * one.images), int(one.images))
                 axis.vlines(one.confidence, *test.proportion_ci(method="wilson"), color=OTHER_COLOURS[0], lw=1.5)
                 axis.text((bin_ + 0.5) / 10, -0.1, f"{one.images:.0f}", ha="center", va="center")
             title = f"{fill(name.replace('_', ' '), 30)}\ncalibration error {calibration_error(table):.3f}"
@@ -146,11 +140,7 @@ def plot_experiments(table: pd.DataFrame) -> Figure:
     if not isinstance(table, pd.DataFrame) or table.empty or not {"low", "high", "expected"} <= set(table):
         raise ValueError("table: it lacks low, high, 'expected' or rows; pass that of shortcut_table or summarise.")
     every = "beyond" in table
-    if every:
-        table, kind, label = table[table.expected.notna()], "experiments", "balanced accuracy, or AUC"
-    else:
-        table = table.assign(beyond=table.low > table.expected)
-        kind, label = "baselines without the lungs", "balanced accuracy"
+    table = table[table.expected.notna()] if every else table.assign(beyond=table.low > table.expected)
     with _figure(width=11 if every else 8.5, height=1 + (0.31 if every else 0.36) * len(table)) as (figure, axes):
         axis = axes[0, 0]
         for row, (_, found) in enumerate(table.iterrows()):
@@ -159,20 +149,20 @@ def plot_experiments(table: pd.DataFrame) -> Figure:
             axis.plot(found.iloc[0], row, "o", color=colour, mfc=colour if found.beyond else "white", markersize=9)
             axis.plot(found.expected, row, "D", mfc="none", mec="black", markersize=8)
             axis.text(1.04, row, f"{found.iloc[0]:.2f}", va="center")
-        axis.set_yticks(range(len(table)), table.index)
-        axis.set_ylim(len(table) - 0.5, -0.5)
+        axis.set(yticks=range(len(table)), yticklabels=table.index, ylim=(len(table) - 0.5, -0.5), xlim=(-0.02, 1.02))
+        label = "balanced accuracy, or AUC" if every else "balanced accuracy"
+        axis.set_xlabel(f"{label} (diamond: expected without a shortcut; filled: beyond)")
+        kind = "experiments" if every else "baselines without the lungs"
         found = f"{table.beyond.sum()} of {table.expected.notna().sum()} {kind}"
-        title = f"{found}\nlie beyond the value without a shortcut"
-        label += " (diamond: expected without a shortcut; filled: beyond)"
-        axis.set(xlabel=label, title=title, xlim=(-0.02, 1.02))
+        axis.set_title(f"{found}\nlie beyond the value without a shortcut")
         return figure
 
 
 def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Figure:
     """Probability of covid by true class, internal and external: predictions tables of the same network.
 
-    Point: an image. Box: the middle half of a class. Line: its median. Absent classes have no column. Each
-    source of `external` has a panel of its own. The AUC is that of covid against normal, where both are there.
+    Point: an image. Box: the middle half of a class. Line: its median. Absent classes have no column. Each source of
+    `external` has a panel. The AUC is that of covid against normal, where there are both.
     """
     check_predictions(internal, "internal", PROBABILITIES)
     check_predictions(external, "external", PROBABILITIES)
@@ -182,15 +172,10 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
         short = [str(source).split("/")[0] for source in sources]  # of the owner's name, where that tells them apart
         short = short if len(set(short)) == len(short) else [str(source) for source in sources]
         places, tables = [places[0], f"external, {short[0]}", *short[1:]], [internal, *parts]
-    shown = [[name for name in CLASSES if table.label.eq(name).any()] for table in tables]
-    results = [compute_metrics(table[table.label.isin(["covid", "normal"])])
-             if set(names) > {"covid"} and "normal" in names else None
-             for table, names in zip(tables, shown, strict=True)]  # fmt: skip
-    with _figure(1, len(tables), 10, 4.2, sharey=True, width_ratios=[max(1.2, len(names)) for names in shown]) as (
-        figure,
-        axes,
-    ):
-        for axis, place, table, names, result in zip(axes[0], places, tables, shown, results, strict=True):
+    widths, intervals = [max(1.2, table.label.nunique()) for table in tables], []
+    with _figure(1, len(tables), 10, 4.2, sharey=True, width_ratios=widths) as (figure, axes):
+        for axis, place, table in zip(axes[0], places, tables, strict=True):
+            names = [name for name in CLASSES if table.label.eq(name).any()]
             for column, name in enumerate(names):
                 shares, colour = table.p_covid[table.label.eq(name)], CLASS_COLOURS[name]
                 low, middle, high = shares.quantile([0.25, 0.5, 0.75])
@@ -199,24 +184,27 @@ def plot_internal_external(internal: pd.DataFrame, external: pd.DataFrame) -> Fi
                 axis.hlines(middle, column - 0.38, column + 0.38, color="black", lw=3, zorder=3)
             axis.set_xticks(range(len(names)), [f"{name}\n{table.label.eq(name).sum()} images" for name in names])
             axis.set_ylim(-0.03, 1.03)
-            said = f"AUC {with_interval(result, 'auc_covid')}" if result else f"{' and '.join(names)} alone"
+            said, interval = f"{' and '.join(names)} alone", None
+            if {"covid", "normal"} <= set(names):
+                result = compute_metrics(table[table.label.ne("virus")])
+                said, interval = f"AUC {with_interval(result, 'auc_covid')}", result["auc_covid_interval"] or (0, 1)
+            intervals.append(interval)
             axis.set_title(f"{place}\n{said}", fontsize=12, loc="left")
         axes[0, 0].set_ylabel("probability of covid")
-        (low, _), *intervals = ((result or {}).get("auc_covid_interval") or (0, 1) for result in results)
-        highs = [high for (_, high), result in zip(intervals, results[1:], strict=True) if result]
-        said = "each external source holds one of the two alone"
-        if highs:
-            said = "the intervals of internal and external AUC overlap"
-        if highs and low > max(highs):
+        low, highs = (intervals[0] or (0, 1))[0], [interval[1] for interval in intervals[1:] if interval]
+        said = "the intervals of internal and external AUC overlap"
+        if not highs:
+            said = "each external source holds one of the two alone"
+        elif low > max(highs):
             said = "external AUC below the internal one"
         figure.suptitle(f"Covid and normal: {said}", fontweight="bold", fontsize=15, x=0.01, ha="left")
         return figure
 
 
 def plot_risk_coverage(tables: dict, uncertainty: dict, threshold: float) -> Figure:
-    """Risk-coverage curves: `{"internal": predictions, ...}` and the uncertainty scores of each.
+    """Risk-coverage curves (see `risk_coverage`): `{"internal": predictions, ...}` and the uncertainty scores of each.
 
-    The ring marks the share that is answered at `threshold`; see `risk_coverage`.
+    The ring marks the coverage at `threshold`.
     """
     check_tables("tables", tables)
     check_dict("uncertainty", uncertainty, "{'internal': uncertainty scores, ...}")
@@ -253,15 +241,13 @@ def plot_controls(tables: dict) -> Figure:
         check_table(f"tables[{name!r}]", table, ["added", "normal called covid"], "controls_table")
     with _figure(1, len(tables), min(5.2 * len(tables), 12), 3.9, sharey=True) as (figure, axes):
         for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-            lines = {"normal called covid": ("normal", "-"), "covid recall": ("covid", "--")}
-            for what, (label, style) in lines.items():
+            for what, label, style in (("normal called covid", "normal", "-"), ("covid recall", "covid", "--")):
                 if what in table:
-                    axis.plot(table.added, table[what], style, marker="o", color=CLASS_COLOURS[label])
-                    axis.fill_between(table.added, table[f"{what} low"], table[f"{what} high"], alpha=0.2,
-                                      color=CLASS_COLOURS[label])  # fmt: skip
-                    end, colour = (table.added.iloc[-1], table[what].iloc[-1]), CLASS_COLOURS[label]
-                    axis.annotate(label, end, (0, -10), textcoords="offset points", va="top", ha="right", color=colour,
-                                  fontweight="bold")  # fmt: skip
+                    x, y, colour = table.added, table[what], dict(color=CLASS_COLOURS[label])
+                    axis.plot(x, y, style, marker="o", **colour)
+                    axis.fill_between(x, table[f"{what} low"], table[f"{what} high"], alpha=0.2, **colour)
+                    place = dict(xytext=(0, -10), textcoords="offset points", va="top", ha="right")
+                    axis.annotate(label, (x.iloc[-1], y.iloc[-1]), fontweight="bold", **place, **colour)
             first, last = table["normal called covid"].iloc[[0, -1]]
             axis.set(ylim=(-0.03, 1.03), xticks=table.added, xlabel="normal patients added")
             axis.set_title(f"{name}\nnormal: {first:.0%}, then {last:.0%}")
@@ -287,8 +273,7 @@ def plot_differences(differences: dict) -> Figure:
             axis.plot([low, high], [row, row], color="C0", lw=3, alpha=0.6, solid_capstyle="round")
             axis.plot(one["mean"], row, "o", color="C0", mfc="C0" if clear else "white", markersize=9)
         axis.axvline(0, color="0.4", linestyle=":")
-        axis.set_yticks(range(len(differences)), list(differences))
-        axis.set_ylim(len(differences) - 0.4, -0.6)
+        axis.set(yticks=range(len(differences)), yticklabels=differences, ylim=(len(differences) - 0.4, -0.6))
         title = f"{shown} of {len(differences)} differences are shown:\ntheir intervals leave out zero"
         axis.set(xlabel="difference of test accuracy", title=title)
         return figure
@@ -299,9 +284,10 @@ def plot_seeds(seeds: pd.DataFrame) -> Figure:
     check_table("seeds", seeds, ["network", "protocol", "seed", "accuracy"], "results/scripts/external.py")
     networks = list(seeds.network.unique())
     with _figure(width=9, height=0.8 + 0.5 * len(networks)) as (figure, axes):
-        axis, named = axes[0, 0], set()
-        for i, network in enumerate(networks):
-            for offset, protocol, marker in ((-0.15, "slides", "s"), (0.15, "grouped", "o")):
+        axis = axes[0, 0]
+        for offset, protocol, marker in ((-0.15, "slides", "s"), (0.15, "grouped", "o")):
+            named = False
+            for i, network in enumerate(networks):
                 values = seeds[seeds.network.eq(network) & seeds.protocol.eq(protocol)].accuracy
                 if values.empty:
                     continue
@@ -309,14 +295,13 @@ def plot_seeds(seeds: pd.DataFrame) -> Figure:
                 axis.plot(values, y, marker, color=colour, mfc=colour if protocol == "grouped" else "white", alpha=0.8)
                 if len(values) > 1:
                     axis.vlines(values.mean(), i + offset - 0.12, i + offset + 0.12, color="black", linewidth=2)
-                if protocol not in named:  # once is enough
-                    axis.annotate(protocol, (values.max(), i + offset), (9, 0), textcoords="offset points", va="center",
-                                  fontsize=11)  # fmt: skip
-                    named.add(protocol)
+                if not named:  # once is enough
+                    place = dict(xytext=(9, 0), textcoords="offset points", va="center", fontsize=11)
+                    axis.annotate(protocol, (values.max(), i + offset), **place)
+                    named = True
         lows = seed_table(seeds).gap.str.extract(r"\[(.+),")[0].dropna().astype(float)
         title = f"Higher under slides, beyond the interval over seeds: {(lows > 0).sum()} of {len(lows)} networks"
-        axis.set(yticks=range(len(networks)), xlabel="accuracy on the test images, a dot a seed, a bar their mean")
-        axis.set_title(title if len(lows) else "")
-        axis.set_yticklabels(networks)
+        axis.set(yticks=range(len(networks)), yticklabels=networks, title=title if len(lows) else "")
+        axis.set_xlabel("accuracy on the test images, a dot a seed, a bar their mean")
         axis.invert_yaxis()
         return figure

@@ -73,25 +73,23 @@ class LungFields(NamedTuple):
 
 def check_pixels(pixels):
     """Raise ValueError for anything but images, uint8 [B, H, W, 3]."""
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        what = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise ValueError(f"pixels: {what} must be uint8 [B, H, W, 3], such as data.test.take([0, 1]).")
-    if 0 in pixels.shape:
-        raise ValueError(f"pixels: there is no image in uint8 {pixels.shape}; give at least one, uint8 [B, H, W, 3].")
+    shape, dtype = getattr(pixels, "shape", ()), getattr(pixels, "dtype", type(pixels).__name__)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise ValueError(f"pixels: {dtype} {shape} must be uint8 [B, H, W, 3], at least one image; see data.test.take.")
 
 
 @torch.no_grad()
 def lung_fields(pixels: np.ndarray) -> LungFields:
-    """An estimate of the lung fields of uint8 pixels [B, H, W, 3], heart and mediastinum left out, as `LungFields`.
+    """An estimate of the lung fields of uint8 pixels [B, H, W, 3], without heart and mediastinum, as `LungFields`.
 
-    masks: bool [B, H, W]. score: the Dice that the network itself expects, in 0..1. trusted: the score is at least
-    `TRUSTED`, and there are two lungs, one in each half of the image. results/README.md says how good it is; on
-    images that are not frontal chest X-rays it is meaningless. Raises ValueError for anything but such pixels.
+    score: the Dice expected from the probabilities, in 0..1. trusted: the score is at least `TRUSTED`, and there are
+    two lungs, one in each half of the image. results/saliency.md has the Dice on test sets; on images that are not
+    frontal chest X-rays the estimate is meaningless. Raises ValueError for anything but such pixels.
     """
     check_pixels(pixels)
     network, parts = _network(), []
-    for start in range(0, len(pixels), 64):
-        grey = torch.from_numpy(pixels[start : start + 64]).float().mean(dim=3)[:, None]
+    for images in torch.from_numpy(pixels).split(64):
+        grey = images.float().mean(dim=3)[:, None]
         small = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", antialias=True)
         x = _standardised(small / 255)
         lung = (network(x).sigmoid() + network(x.flip(-1)).sigmoid().flip(-1)) / 2  # of the image and its mirror image
@@ -103,9 +101,9 @@ def lung_fields(pixels: np.ndarray) -> LungFields:
 
 def _two_lungs(lung):
     """From probabilities [H, W]: the mask of the two largest parts, its score, and whether they look like two lungs."""
-    parts, count = ndimage.label(lung > 0.5)
-    sizes = np.bincount(parts.ravel(), minlength=2)[1:]
-    largest = 1 + np.argsort(-sizes, kind="stable")[: min(2, count)]
+    parts, _ = ndimage.label(lung > 0.5)
+    sizes = np.bincount(parts.ravel())[1:]
+    largest = 1 + np.argsort(-sizes, kind="stable")[:2]
     mask = ndimage.binary_fill_holes(np.isin(parts, largest))
     score = 2 * lung[mask].sum() / max(lung.sum() + mask.sum(), 1e-6)
     middle = [ndimage.center_of_mass(parts == i)[1] / lung.shape[1] for i in largest]
@@ -114,10 +112,9 @@ def _two_lungs(lung):
 
 
 def equalise(pixels: np.ndarray) -> np.ndarray:
-    """Histogram equalisation of the whole grey image (Pizer et al. 1987). uint8 [B, H, W, 3].
+    """Histogram equalisation of the whole grey image (Pizer et al. 1987), uint8 [B, H, W, 3]. For `change_data`.
 
-    For `change_data`. Raises ValueError for
-    anything but such pixels.
+    Raises ValueError for anything but such pixels.
     """
     check_pixels(pixels)
     flat = [ImageOps.equalize(Image.fromarray(one).convert("L")).convert("RGB") for one in pixels]
@@ -128,20 +125,17 @@ def crop_lungs(pixels: np.ndarray, margin: float = 0.05) -> np.ndarray:
     """The box around the lung fields, stretched to the full image: removes most of border, marks and shoulders.
 
     pixels and result: uint8 [B, H, W, 3]. margin: around the lungs, a share of the image width. Untrusted estimates
-    are used too; an image without a lung field is not changed.
-    For `change_data`. Raises ValueError for anything but such pixels, or a bad margin.
+    are used too; an image without a lung field is not changed. For `change_data`. Raises ValueError for anything but
+    such pixels, or a bad margin.
     """
     check_number("margin", margin, lambda m: 0 <= m <= 1, "a share of the width, from 0 to 1")
     masks, (height, width), out = lung_fields(pixels).masks, pixels.shape[1:3], []
     for one, mask in zip(pixels, masks, strict=True):
-        box = (0, 0, width, height)
-        if mask.any():
-            (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
-            space = margin * width
-            box = (left - space, top - space, right + 1 + space, bottom + 1 + space)
-            box = tuple(np.clip(box, 0, [width, height] * 2).tolist())
-        resample = Image.Resampling.BILINEAR
-        out.append(np.asarray(Image.fromarray(one).resize((width, height), resample, box=box)))
+        left, top, right, bottom = Image.fromarray(mask).getbbox() or (0, 0, width, height)
+        space = margin * width
+        box = np.clip([left - space, top - space, right + space, bottom + space], 0, [width, height] * 2)
+        resized = Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR, tuple(box.tolist()))
+        out.append(np.asarray(resized))
     return np.stack(out)
 
 

@@ -37,12 +37,11 @@ def _last_stage(model, image):
             hooks.enter_context(module.register_forward_hook(keep))
         logits = logits_of(model, image)
     tensors = [(n, m, o) for n, (m, o) in outputs.items() if isinstance(o, torch.Tensor) and o.requires_grad]
-    normed = [(name, output) for name, module, output in tensors if isinstance(module, nn.LayerNorm)]
-    tokens = {name: output for name, output in normed if output.ndim == 3 and output.shape[1] > 3}  # 2 x 2 patches
+    tokens = {n: o for n, m, o in tensors if isinstance(m, nn.LayerNorm) and o.ndim == 3 and o.shape[1] > 3}
     gradients = torch.autograd.grad(logits.max(), list(tokens.values()), allow_unused=True) if tokens else ()
     names = [n for n, g in zip(tokens, gradients, strict=True) if g is not None and _as_maps(g).any()]
     maps = [name for name, _, output in tensors if output.ndim == 4 and output[0, 0].numel() > 1]
-    return [None, *(names or tokens or maps)][-1]
+    return next(reversed(names or list(tokens) or maps), None)
 
 
 def _as_maps(stage):
@@ -53,9 +52,9 @@ def _as_maps(stage):
 
 def _indices(target, split):
     """`target` as class indices, one an image; None (the predicted class) stays None."""
-    if target is None or (isinstance(target, str) and target in CLASSES):
-        return None if target is None else np.full(len(split), CLASSES.index(target))
-    wanted = [target] if isinstance(target, str) else list(target) if np.iterable(target) else [target]
+    if target is None:
+        return None
+    wanted = [target] * len(split) if isinstance(target, str) else list(target) if np.iterable(target) else []
     if len(wanted) != len(split) or not set(wanted) <= set(CLASSES):
         raise ValueError(
             f"target: {target!r} must be None (the predicted class), one of {', '.join(CLASSES)}, or a list of them, "
@@ -77,15 +76,15 @@ def grad_cam(
 
     target: None for the predicted class, a class, or a list with one class an image (arXiv:1610.02391). layer: name
     of the module whose output [B, C, h, w] or [B, T, C] is used; None for the last such module. A map is all 0 if
-    nothing supports the class. The model is not changed. Raises ValueError for a
-    network without such a layer, or a `layer` with another output.
+    nothing supports the class. The model is not changed. Raises ValueError for a network without such a layer, or a
+    `layer` with another output.
     """
     check_use(model, split, batch_size)
     target = _indices(target, split)
     modules, maps, kept = dict(model.named_modules()), [], []
-    with evaluating(model) as device:
+    with evaluating(model) as device, torch.enable_grad():  # of the input: weights may be frozen
         if layer is None:
-            with memory_for(1), torch.enable_grad():
+            with memory_for(1):
                 layer = _last_stage(model, to_input(split.take([0]), model, device).requires_grad_())
             if layer is None:
                 raise ValueError("model: none of its layers gives maps or tokens, so Grad-CAM has nothing to show.")
@@ -93,20 +92,17 @@ def grad_cam(
             raise ValueError(f"layer: {layer!r} is no module of this network; give the name of its last convolution.")
         with modules[layer].register_forward_hook(lambda module, inputs, output: kept.append(output)):
             for indices in batches(split, batch_size):
-                with (
-                    memory_for(len(indices)),
-                    torch.enable_grad(),
-                ):  # of the input: weights may be frozen
+                with memory_for(len(indices)):
                     images = to_input(split.take(indices), model, device).requires_grad_()
                     logits, stage = logits_of(model, images), kept.pop()
-                    square = stage.ndim == 3 or stage.ndim == 4 and stage.shape[2] == stage.shape[3]
-                    if not square and (stage.ndim != 4 or images.shape[2] == images.shape[3]):
+                    square = images.shape[2] == images.shape[3]  # then its maps [h, w] are square, too
+                    if stage.ndim not in (3, 4) or stage.ndim == 4 and square and stage.shape[2] != stage.shape[3]:
                         raise ValueError(f"layer: {layer!r} gives {tuple(stage.shape)}, no [B, C, h, w] and no tokens.")
                     classes = logits.argmax(1) if target is None else torch.from_numpy(target[indices]).to(device)
                     (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
                     weights = _as_maps(gradient).mean((2, 3), keepdim=True)
-                    weighed = (weights * _as_maps(stage)).sum(1).relu().detach()
-                    maps.append(_to_image(weighed, split.pixels.shape[1:3]))
+                    weighted = (weights * _as_maps(stage)).sum(1).relu().detach()
+                    maps.append(_to_image(weighted, split.pixels.shape[1:3]))
     return np.concatenate(maps)
 
 
@@ -120,19 +116,20 @@ def attention_rollout(model: torch.nn.Module, split: Split, batch_size: int = 16
     check_use(model, split, batch_size)
     if not _is_hugging_face_vit(model):
         raise ValueError(f"model: a {type(model).__name__} is no Hugging Face ViT; use grad_cam for a CNN.")
-    config = model.config
-    before, maps = config._attn_implementation, []
+    config, maps = model.config, []
+    before = config._attn_implementation
     try:
         config._attn_implementation = "eager"  # the only implementation that returns attention
-        for indices in batches(split, batch_size):
-            rollout = None
-            with memory_for(len(indices)), evaluating(model) as device:
-                images = to_input(split.take(indices), model, device)
-                for layer in model(pixel_values=images, output_attentions=True).attentions:  # each [B, heads, T, T]
-                    step = (layer.float().mean(1) + torch.eye(layer.shape[-1], device=device)) / 2
-                    rollout = step if rollout is None else step @ rollout
-            side = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
-            maps.append(_to_image(rollout[:, 0, 1:].unflatten(1, side), split.pixels.shape[1:3]))
+        with evaluating(model) as device:
+            for indices in batches(split, batch_size):
+                with memory_for(len(indices)):
+                    images = to_input(split.take(indices), model, device)
+                    attentions = model(pixel_values=images, output_attentions=True).attentions  # [B, heads, T, T] each
+                    rollout = skip = torch.eye(attentions[0].shape[-1], device=device)
+                    for attention in attentions:
+                        rollout = (attention.float().mean(1) + skip) / 2 @ rollout
+                side = [length // config.patch_size for length in images.shape[2:]]
+                maps.append(_to_image(rollout[:, 0, 1:].unflatten(1, side), split.pixels.shape[1:3]))
     finally:
         config._attn_implementation = before
     return np.concatenate(maps)
@@ -169,7 +166,7 @@ def share_in_lungs(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
 
 
 def randomised(model, seed=0):
-    """The same network with new random weights, which differ from the initial weights of the training."""
+    """The same network with new random weights, other than the initial weights of the training."""
     device, spec = next(model.parameters()).device, getattr(model, "spec", None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed((seed + 0x5EED5EED) % 2**32)  # unlike the seeds of trainings
@@ -188,17 +185,13 @@ def randomised(model, seed=0):
 def sanity_check(model: torch.nn.Module, split: Split, seed: int = 0, batch_size: int = 16) -> np.ndarray:
     """Rank correlation of each map with that of the same network with random weights, [B] (Adebayo et al. 2018).
 
-    A map that hardly changes shows the image or the architecture, not what was learned (arXiv:1810.03292): near
-    0 is good, near 1 disqualifies the map. Both maps are of the class that the trained network predicts. NaN if one of
-    them is constant.
+    A map that hardly changes shows the image or the architecture, not what was learned (arXiv:1810.03292): near 0 is
+    good, near 1 disqualifies the map. Both maps are of the class that the trained network predicts. NaN if one is
+    constant.
     """
     check_use(model, split, batch_size)
     check_whole("seed", seed)
     target = None if _is_hugging_face_vit(model) else predict(model, split, batch_size).predicted.to_list()
-    ranks = []
-    for one in (model, randomised(model, seed)):
-        maps = saliency_maps(one, split, target, batch_size)
-        ranks.append(scipy.stats.rankdata(maps.reshape(len(maps), -1), axis=1))
-        ranks[-1] -= ranks[-1].mean(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return (ranks[0] * ranks[1]).sum(axis=1) / np.sqrt((ranks[0] ** 2).sum(axis=1) * (ranks[1] ** 2).sum(axis=1))
+    maps = (saliency_maps(one, split, target, batch_size) for one in (model, randomised(model, seed)))
+    first, second = (pd.DataFrame(scipy.stats.rankdata(one.reshape(len(one), -1), axis=1)) for one in maps)
+    return first.corrwith(second, axis=1).to_numpy()

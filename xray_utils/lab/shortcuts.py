@@ -1,12 +1,13 @@
 """Shortcut experiments: does a classifier use the disease, or the source of the image?
 
-The baselines are logistic regressions that do not see the lungs, cross-validated over patients. For external
-validation see `load_external`.
+The baselines are logistic regressions on what is not the disease, cross-validated over patients.
 """
 
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from .._support.checks import (
     check_tables,
     check_whole,
 )
+from ..batches import batches
 from ..constants import CLASSES, PROBABILITIES, SPLITS
 from ..images import resize
 from ..metrics import compare_two, compute_metrics
@@ -46,7 +48,7 @@ def hide_border(pixels):
 
 
 def blur(pixels, radius=8):
-    """A heavy Gaussian blur of `radius` pixels: removes the texture of the lungs, keeps tone and outline."""
+    """A heavy Gaussian blur of `radius` pixels: removes the texture of the lungs, keeps brightness and outline."""
     return np.stack([np.asarray(Image.fromarray(one).filter(ImageFilter.GaussianBlur(radius))) for one in pixels])
 
 
@@ -72,50 +74,43 @@ CHANGES = {
 ROOM = 2**28  # bytes of changed images that a split keeps in memory
 
 
+@dataclass(repr=False)
 class ChangedSplit(Split):
-    """One side of a prepared set whose pixels pass through `change` when they are first taken."""
+    """One side of a prepared set whose pixels pass through `change`."""
 
-    change, kept, known = None, None, None
+    change: Callable
 
     def take(self, indices):
-        """The changed images at `indices` as uint8 [B, size, size, 3]; cached if all fit in a quarter GiB."""
-        indices = np.arange(len(self))[indices]
+        """The changed images at `indices`, uint8 [B, H, W, 3]; all are changed once and kept if they fit in `ROOM`."""
         if len(self) * math.prod(self.pixels.shape[1:]) > ROOM:
             return self.change(super().take(indices))
-        self.known = np.zeros(len(self), bool) if self.known is None else self.known
-        new = np.unique(indices[~self.known[indices]])
-        if len(new) or self.kept is None:
-            pixels = self.change(super().take(new))
-            self.kept = np.empty((len(self), *pixels.shape[1:]), pixels.dtype) if self.kept is None else self.kept
-            self.kept[new], self.known[new] = pixels, True
-        return self.kept[indices]
+        return self.changed[np.arange(len(self))[indices]]
+
+    @cached_property
+    def changed(self):
+        return np.concatenate([self.change(Split.take(self, indices)) for indices in batches(self, 256)])
 
     def fingerprint(self):
         """sha256 over rows and changed pixels, so that `fit` starts another run."""
         digest = hashlib.sha256(self.rows[["file", "label", "mirrored"]].to_csv(index=False).encode())
-        for start in range(0, len(self), 256):
-            digest.update(self.take(np.arange(start, min(start + 256, len(self)))).tobytes())
+        for indices in batches(self, 256):
+            digest.update(self.take(indices).tobytes())
         return digest.hexdigest()
 
 
 def change_split(split: Split, change: str | Callable) -> Split:
-    """`split` with pixels changed by one of `CHANGES` (by name), or by a function of uint8 [B, H, W, 3].
-
-    Raises ValueError for an unknown name.
-    """
+    """`split`, its pixels changed by one of `CHANGES` (else ValueError) or by a function of uint8 [B, H, W, 3]."""
     check_kind("split", split, Split, "side of a prepared set", "data.test, say")
     if not callable(change):
         check_choice("change", change, CHANGES, ", or a function")
-    changed = ChangedSplit(split.rows, split.pixels, split.positions)
-    changed.change = change if callable(change) else CHANGES[change]
-    return changed
+        change = CHANGES[change]
+    return ChangedSplit(split.rows, split.pixels, split.positions, change)
 
 
 def change_data(data: PreparedData, change: str | Callable) -> PreparedData:
-    """All three sides through `change_split`: to train on changed images too."""
+    """`change_split` of all three sides, to train on changed images too."""
     check_data(data)
-    sides = {name: change_split(getattr(data, name), change) for name in SPLITS}
-    return PreparedData(**sides, settings=data.settings, is_sample=data.is_sample)
+    return replace(data, **{name: change_split(getattr(data, name), change) for name in SPLITS})
 
 
 def plant_marker(split: Split, shift: int = 0, share: float = 0.07) -> Split:
@@ -141,10 +136,7 @@ def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, fold
     Cross-validated over groups: no image is predicted by a model trained on its patient. `rows` needs the columns
     file, label and group. Raises ValueError when a class has fewer groups than there are folds.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     check_table("rows", rows, ["file", "label", "group"], "audit_images")
     check_array("features", features, (len(rows), None), f"features of the {len(rows)} rows")
@@ -154,28 +146,39 @@ def cross_validate(features: np.ndarray, rows: pd.DataFrame, seed: int = 0, fold
     if groups.min() < folds:
         raise ValueError(f"folds: {folds} are more than the {groups.min()} groups of class {groups.idxmin()!r}.")
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    label, group = rows.label.to_numpy(), rows.group.to_numpy()
+    options = dict(groups=rows.group.to_numpy(), cv=split, method="predict_proba")
     with threadpool_limits(1):  # the same bits on any number of cores
-        found = cross_val_predict(model, features, label, groups=group, cv=split, method="predict_proba")
-    present = sorted(rows.label.unique())
-    table = rows[["file", "label", "group"]].reset_index(drop=True)
-    table["predicted"] = np.array(present)[found.argmax(axis=1)]
-    probabilities = pd.DataFrame(found, columns=[f"p_{name}" for name in present])
-    return pd.concat([table, probabilities.reindex(columns=PROBABILITIES, fill_value=0.0)], axis=1)
+        found = cross_val_predict(logistic_regression(), features, rows.label.to_numpy(), **options)
+    return as_predictions(rows[["file", "label", "group"]], found, sorted(rows.label.unique()))
+
+
+def logistic_regression():
+    """Standardised features, then a logistic regression with ten times the default regularisation."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+
+
+def as_predictions(rows, probabilities, classes):
+    """`rows` with the columns predicted and p_..., from probabilities [images, classes] of these classes."""
+    p = pd.DataFrame(probabilities, columns=classes)
+    table = rows.reset_index(drop=True).assign(predicted=p.idxmax(axis=1))
+    table[PROBABILITIES] = p.reindex(columns=CLASSES, fill_value=0.0).to_numpy()
+    return table
 
 
 def metadata_features(images):
     """Columns of `audit_images` as features: width, height, aspect, tint and mode. [images, d]."""
     check_table("images", images, ["width", "height", "mode", "tint"], "audit_images")
-    columns = images[["width", "height", "tint"]].astype(float).assign(aspect=np.log(images.width / images.height))
-    return np.hstack([columns.to_numpy(), pd.get_dummies(images["mode"]).to_numpy(float)])
+    columns = images[["width", "height", "tint", "mode"]].assign(aspect=np.log(images.width / images.height))
+    return pd.get_dummies(columns, columns=["mode"]).to_numpy(float)
 
 
 def thumbnail_features(split, size=16):
     """Each image of `split` resized to `size` x `size` pixels, flattened: [images, size * size * 3]."""
-    indices = np.arange(len(split))
-    small = [resize(Image.fromarray(split.take(indices[i : i + 1])[0]), size) for i in indices]
+    small = [resize(Image.fromarray(split.take([i])[0]), size) for i in range(len(split))]
     return np.stack(small).reshape(len(small), -1).astype(float)
 
 
@@ -188,7 +191,7 @@ def all_images(data):
 
 
 def shortcut_baselines(data: PreparedData, seed: int = 0) -> dict:
-    """Out-of-fold predictions for every image of `data`, without the lungs: `{"name": predictions}`.
+    """Out-of-fold predictions of four baselines for every image of `data`: `{"name": predictions}`.
 
     Logistic regressions (`cross_validate`) on the metadata of the files, on the border of the image, on the whole image
     shrunk to 16 x 16 pixels, and on that with shuffled labels (one label a group: chance).
@@ -233,10 +236,9 @@ def verdict(table: pd.DataFrame) -> str:
             f"(balanced accuracy {', '.join(f'{v:.2f}' for v in found['balanced accuracy'])}; "
             f"{found.expected.iloc[0]:.2f} is chance). Other shortcuts were not tested."
         )
-    worst = beyond["balanced accuracy"].idxmax()
-    row = beyond.loc[worst]
+    row = beyond.loc[beyond["balanced accuracy"].idxmax()]
     return (
-        f"SHORTCUT FOUND: with {worst}, a logistic regression reaches a balanced accuracy of "
+        f"SHORTCUT FOUND: with {row.name}, a logistic regression reaches a balanced accuracy of "
         f"{row['balanced accuracy']:.0%} [{row.low:.0%}, {row.high:.0%}]; {row.expected:.0%} is expected without a "
         "shortcut. A network on these data may recognise where an image comes from, not the disease."
     )
@@ -258,9 +260,9 @@ def summarise(
     baselines: the table of `shortcut_table`. answers, retrained: `{"as it is": predictions, "grey": ...}`, keys as in
     `CHANGES`, of the trained network and of one retrained on such images. marked: predictions where the planted
     marker agrees with the class, and where it contradicts it. internal_external: two tables of `covid_vs_normal`.
-    score: balanced accuracy, or AUC. expected: the score of a network that uses the lungs alone (chance where they are
-    hidden, no loss where they are visible). beyond: the whole interval lies beyond the expected score (where no loss is
-    expected: the interval of the paired difference, see `compare_two`).
+    score: balanced accuracy, or AUC. expected: the score of a network that uses the lungs alone: chance where they are
+    hidden, no loss where they are visible. beyond: the whole interval lies beyond it (where no loss is expected, the
+    interval of the paired difference, see `compare_two`).
     """
     check_table("baselines", baselines, ["balanced accuracy", "low", "high"], "shortcut_table")
     complete = baselines.assign(expected=baselines.get("expected")).dropna()
@@ -276,8 +278,8 @@ def summarise(
             raise ValueError(f"{argument}: a {type(pair).__name__} is no pair; pass two tables made by predict.")
         for i, table in enumerate(pair or ()):
             check_predictions(table, f"{argument}[{i}]", PROBABILITIES)
-    rows = baselines.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "expected"]].copy()
-    rows["beyond"] = rows.low > rows.expected
+    rows = baselines.rename(columns={"balanced accuracy": "score"})[["score", "low", "high", "expected"]]
+    rows = rows.assign(beyond=rows.low > rows.expected)
 
     def add(name, table, chance=np.nan, than=None, key="balanced_accuracy"):
         metrics, expected, beyond = compute_metrics(table), chance, False
@@ -290,7 +292,7 @@ def summarise(
     for who, tables in (("", answers), (", retrained", retrained or {})):
         for how, table in tables.items():
             if how in HIDES:
-                add(f"{how}{who}" if who else f"{how}, network", table, 1 / table.label.nunique())
+                add(f"{how}{who or ', network'}", table, 1 / table.label.nunique())
             else:
                 add(f"{how}{who}", table, than=tables["as it is"] if how in KEEPS else None)
     if marked is not None:

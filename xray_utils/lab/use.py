@@ -41,8 +41,8 @@ class Classification:
     """Prediction for one X-ray.
 
     probabilities: by class. pixels: the prepared image, uint8 [H, W, 3]. where: the saliency map, float [H, W] in
-    0..1, or None. credit: the attribution that the licence of a bundled image requires, or "". unlike: reasons why the
-    image is unlike the training images, [] if there is none, None if the run does not know its training images.
+    0..1, or None. credit: what the licence of a bundled image requires, or "". unlike: reasons why the image is unlike
+    the training images, None if the run does not know its training images.
     """
 
     probabilities: pd.Series
@@ -54,7 +54,7 @@ class Classification:
 
     @property
     def warning(self):
-        """That it is no diagnosis; whether the image is unlike the training images; if these were the small sample."""
+        """The warning as text: no diagnosis, trained on the sample, unlike the training images or not checked."""
         said = "No diagnosis: a course network, not for clinical use. It knows three classes, and answers to any image."
         said += " It was trained on a sample of 228 X-rays." if OF_SAMPLE.search(self.run) else ""
         if self.unlike is None:
@@ -72,12 +72,11 @@ def classify(
 ) -> Classification:
     """Classify one X-ray with the network of `run`; print the `Classification` with a warning (no diagnosis).
 
-    It warns if the image is unlike the training images: inverted, turned, coloured, no chest; or if a
-    DICOM header says that it is a lateral view or another modality.
-    image: a path, the bytes of a file, or a PIL image; it is prepared as `prepare` does. run: a `Run`, or the name or
-    folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or None.
-    Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError for a path or a run
-    that is not there, OSError for a file that is no image.
+    It warns if the image is unlike the training images (inverted, turned, coloured, no chest), or if its DICOM header
+    says that it is a lateral view or another modality. image: a path, the bytes of a file, or a PIL image. run: a `Run`,
+    or the name or folder of one. look: a function of the network and a side with this one image that gives its map
+    [1, H, W], or None. Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError
+    for a missing path or run, OSError for a file that is no image.
     """
     run = _run_of(run)
     _check_look(look)
@@ -86,12 +85,12 @@ def classify(
     pixels = resize(shown, run.config["data"]["size"])
     rows = pd.DataFrame({"file": ["image"], "label": [None], "group": ["image"], "mirrored": [False]})
     side = Split(rows, pixels[None], np.zeros(1, np.int64))
-    probabilities = predict(run.model, side)[PROBABILITIES].iloc[0].set_axis(list(CLASSES))
-    sample = (repository_dir() / "data" / "sample").resolve()
-    credit = ""
-    if isinstance(image, (str, os.PathLike)) and sample in Path(image).expanduser().resolve().parents:
+    probabilities = predict(run.model, side)[PROBABILITIES].iloc[0].set_axis(CLASSES)
+    credit, sample = "", (repository_dir() / "data" / "sample").resolve()
+    path = Path(image).expanduser().resolve() if isinstance(image, str | os.PathLike) else Path()
+    if path.is_relative_to(sample):
         rows = find_images(sample)
-        credit = credit_line(rows[rows.file.eq(Path(image).expanduser().resolve().relative_to(sample).as_posix())])
+        credit = credit_line(rows[rows.file.eq(path.relative_to(sample).as_posix())])
     unlike = known and reasons_against(pixels, known, lung_fields(pixels[None].copy()).trusted[0])
     unlike = [f"its DICOM header says {what}", *(unlike or [])] if what else unlike
     where = look(run.model, side)[0] if look else None
@@ -106,7 +105,7 @@ def _check_look(look):
 
 
 def _run_of(run):
-    if not isinstance(run, (Run, str, Path)) or run == "":
+    if not isinstance(run, Run | str | Path) or run == "":
         raise ValueError(f"run: a {type(run).__name__} is no run; pass what fit or load_run returned, or a run's name.")
     return run if isinstance(run, Run) else load_run(run)
 
@@ -120,12 +119,12 @@ def _rgb_of(image):
             raise ValueError(f"image: {error} {SHRINK}") from error
         inverted = getattr(image, "tag_v2", {}).get(262) == 0
         return _to_rgb(ImageOps.exif_transpose(image), inverted), ""
-    if isinstance(image, (bytes, bytearray, memoryview)):
+    if isinstance(image, bytes | bytearray | memoryview):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image"
             path.write_bytes(image)
             return _rgb_of(path)
-    if not isinstance(image, (str, os.PathLike)):
+    if not isinstance(image, str | os.PathLike):
         raise ValueError(f"image: a {type(image).__name__} is no X-ray; pass a path, the bytes of a file, a PIL image.")
     path = Path(image).expanduser()
     if not path.is_file():
@@ -169,7 +168,7 @@ def image_form(run: Run | str | Path, files: list = (), look: Callable | None = 
 
     def uploaded(change):
         new = change["new"]  # ipywidgets 7, as on Colab: a dict by name; 8: a tuple
-        for file in list(new.values() if isinstance(new, dict) else new)[-1:]:
+        for file in new.values() if isinstance(new, dict) else new:  # at most one
             show(bytes(file["content"]))
 
     upload.observe(uploaded, "value")
@@ -228,7 +227,7 @@ tags: [chest-x-ray, education, not-for-clinical-use]
 **Not for clinical use.** This network is the exercise of a course. Its output is no diagnosis, and it was not
 validated in another hospital. It classifies every image as one of: {classes}.
 
-Network `{network}`, {parameters:,} parameters, trained on {train:,} images (protocol `{protocol}`).
+Network `{network}`, {parameters:,} parameters, trained on {data[train_images]:,} images (protocol `{data[protocol]}`).
 {warning}
 ## Use, in this folder
 
@@ -254,11 +253,10 @@ def export_model(run: Run, folder: str | Path | None = None) -> Path:
     """Write the network of `run` as a folder in the style of Hugging Face, whole or not at all, and return its path.
 
     model.safetensors, config.json, preprocessor_config.json, and README.md: a model card with the metrics of the run
-    and three lines that load it, in transformers (ResNet18, ViT) or torch (the baseline, whose layers are written
-    down in baseline_cnn.py beside it). The layers of a network of your own are not written: the lines load the weights
-    into one that you make. folder: None for `outputs/export/<name of the run>`; an earlier export there is replaced.
-
-    Raises FileExistsError when the folder holds anything but an export, and OSError when it cannot be written.
+    and three lines that load it, in transformers (ResNet18, ViT) or torch (the baseline, with its layers in
+    baseline_cnn.py; a network of your own, which you make first). folder: None for `outputs/export/<name of the run>`;
+    an earlier export there is replaced. Raises FileExistsError when the folder holds anything but an export, and
+    OSError when it cannot be written.
     """
     run = _run_of(run)
     network = run.config["network"]["network"]
@@ -267,33 +265,33 @@ def export_model(run: Run, folder: str | Path | None = None) -> Path:
     folder = Path(folder).expanduser() if folder else outputs_dir("export", run.name)
     if folder.is_file() or folder.is_dir() and {path.name for path in folder.iterdir()} - set(EXPORTED):
         raise FileExistsError(f"folder: {folder} holds more than an export. Give another folder.")
+    size, own = run.config["data"]["size"], run.config["network"].get("config", {})
+    state = tensors_of(run.model)
+    if network == "resnet18":
+        state, own = {_in_transformers(name): tensor for name, tensor in state.items()}, RESNET
+    elif network == "vit":  # a ViT of its own size, which needs no interpolation
+        patches = torch.empty(1, (size // run.model.config.patch_size) ** 2 + 1, run.model.config.hidden_size)
+        with torch.no_grad():
+            positions = run.model.vit.embeddings.interpolate_pos_encoding(patches, size, size)
+        state["vit.embeddings.position_embeddings"] = positions.cpu().contiguous()
+        own = {**own, "image_size": size}
+    labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+    config = {"architectures": [type(run.model).__name__], **own, **labels}
+    preprocessor = {
+        **{"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 2, "do_rescale": True},
+        **{"size": {"height": size, "width": size}, "rescale_factor": 1 / 255, "do_normalize": True},
+        **{"image_mean": run.model.input_mean, "image_std": run.model.input_std},
+    }
+    texts = {"README.md": _card(run), "config.json": json.dumps(config, indent=1)}
+    texts["preprocessor_config.json"] = json.dumps(preprocessor, indent=1)
+    if network == "baseline_cnn":
+        texts["baseline_cnn.py"] = BASELINE
     with _writing_to(folder.parent), _folder_beside(folder) as temporary:
         whole = temporary / "export"
         whole.mkdir()
-        state = tensors_of(run.model)
-        own = run.config["network"].get("config", {})
-        if network == "resnet18":
-            state, own = {_in_transformers(name): tensor for name, tensor in state.items()}, RESNET
-        elif network == "baseline_cnn":
-            (whole / "baseline_cnn.py").write_text(BASELINE, encoding="utf-8")
-        size = run.config["data"]["size"]
-        if network == "vit":  # a ViT of its own size, which needs no interpolation
-            positions, embeddings = "vit.embeddings.position_embeddings", run.model.vit.embeddings
-            patches = torch.empty(1, (size // run.model.config.patch_size) ** 2 + 1, run.model.config.hidden_size)
-            with torch.no_grad():
-                state[positions] = embeddings.interpolate_pos_encoding(patches, size, size).cpu().contiguous()
-            own = {**own, "image_size": size}
-        labels = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+        for name, text in texts.items():
+            (whole / name).write_text(text, encoding="utf-8")
         save_file(state, whole / "model.safetensors", metadata={"format": "pt"})
-        config = {"architectures": [type(run.model).__name__], **own, **labels}
-        preprocessor = {
-            **{"image_processor_type": "ViTImageProcessor", "do_resize": True, "resample": 2, "do_rescale": True},
-            **{"size": {"height": size, "width": size}, "rescale_factor": 1 / 255, "do_normalize": True},
-            **{"image_mean": run.model.input_mean, "image_std": run.model.input_std},
-        }
-        (whole / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-        (whole / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1), encoding="utf-8")
-        (whole / "README.md").write_text(_card(run), encoding="utf-8")
         if folder.is_dir():
             os.replace(folder, whole.with_name("earlier"))
         os.replace(whole, folder)
@@ -312,23 +310,22 @@ def _in_transformers(name):
 
 def _card(run):
     config, network = run.config, run.config["network"]["network"]
-    metrics = "It has not been tested."
+    metrics, warning = "It has not been tested.", ""
     if (run.folder / "metrics.json").is_file():
         numbers = json.loads((run.folder / "metrics.json").read_text())
         table = metrics_table({"value [95 % interval over patients]": numbers})
         rows = "\n".join(f"| {name} | {cells.iloc[0]} |" for name, cells in table.iterrows())
         head = f"On {numbers['images']} images of {numbers['groups']} patients, once.\n\n| | {table.columns[0]} |\n"
         metrics = f"{head}| --- | --- |\n{rows}"
+    if OF_SAMPLE.search(run.name):
+        warning = "**Trained on the small bundled sample**, to show how it is done.\n"
     return CARD.format(
         name=run.name,
         network=network,
         parameters=config["parameters"],
-        train=config["data"]["train_images"],
-        warning="**Trained on the small bundled sample**, to show how it is done.\n"
-        if OF_SAMPLE.search(run.name)
-        else "",
-        protocol=config["data"]["protocol"],
+        data=config["data"],
         size=config["data"]["size"],
+        warning=warning,
         classes=", ".join(CLASSES),
         library="transformers" if LOADING.get(network) == TRANSFORMERS else "torch",
         loading=LOADING.get(network, OWN.format(network=network)),
