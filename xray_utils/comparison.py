@@ -1,7 +1,6 @@
 """Save and load the results of runs, and put them into tables."""
 
 import csv
-import glob
 import json
 import re
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ._support.names import check_labels
 from ._support.paths import outputs_dir, repository_dir
 from ._support.runs import Run
 from .constants import NOTEBOOKS, ORIGINAL
-from .metrics import TEXT, compute_metrics, report, with_interval
+from .metrics import compute_metrics, report, with_interval
 
 
 def metrics_table(metrics: dict) -> pd.DataFrame:
@@ -34,7 +33,8 @@ def metrics_table(metrics: dict) -> pd.DataFrame:
     check_dict("metrics", metrics, "{'name': the metrics of save_results, ...}")
     for name, one in metrics.items():
         check_dict(f"metrics[{name!r}]", one, "what save_results or compute_metrics returned")
-    keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
+    first = next(iter(metrics.values()))
+    keys = [key for key in first if f"{key}_interval" in first]
     columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
     return pd.DataFrame(columns, [key.replace("_", " ").replace("auc", "AUC").replace("f1", "F1") for key in keys])
 
@@ -112,25 +112,24 @@ def save_results(run: Run, predictions: pd.DataFrame, validation: pd.DataFrame |
     Raises ValueError when a table (which carries the fingerprint of its images in `attrs`, if `predict` made it) is
     not of the test or validation images of `run`.
     """
-    check_predictions(predictions)
+    tables = {"predictions": ("test", predictions)}
     if validation is not None:
-        check_predictions(validation, "validation")
+        tables["validation"] = "val", validation
+    for argument, (_, table) in tables.items():
+        check_predictions(table, argument)
     if not hasattr(run, "folder") or not hasattr(run, "config"):
         raise ValueError(f"run: a {type(run).__name__} is no run; pass what fit or load_run returned.")
-    metrics = compute_metrics(predictions)
-    for argument, side, table in (("validation", "val", validation), ("predictions", "test", predictions)):
-        if table is None:
-            continue
+    for argument, (side, table) in tables.items():
         fingerprint, attrs = run.config["data"].get(side), table.attrs
         if attrs.get("fingerprint", fingerprint) != fingerprint or attrs.get("images", len(table)) != len(table):
             raise ValueError(
                 f"{argument}: {len(table)} rows, the first of {table.file.iloc[0]!r}, are not of the {side} images of "
                 f"{Path(run.folder).name!r}; pass predict(run.model, data.{side}) with the data of its fit."
             )
-    for name, table in (("validation", validation), ("predictions", predictions)):
-        if table is not None:
-            with whole_file(Path(run.folder) / f"{name}.csv") as path:
-                table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    metrics = compute_metrics(predictions)
+    for argument, (_, table) in tables.items():
+        with whole_file(Path(run.folder) / f"{argument}.csv") as path:
+            table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
     with whole_file(Path(run.folder) / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1))
     return metrics
@@ -144,22 +143,18 @@ def load_results(names: list, folder: str | Path | None = None) -> dict:
     _check_names(names)
     if folder is not None:
         check_path("folder", folder, "one of run folders, or None")
-    runs = Path(folder) if folder else outputs_dir("runs")
-    if folder and not runs.is_dir():
-        raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give one of run folders, or None.")
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give one of run folders, or None.")
+    saved = list(Path(folder or outputs_dir("runs")).glob("*/metrics.json"))
     results = {}
     for name in names:
-        candidates = [
-            path.parent
-            for path in runs.glob(f"{glob.escape(name)}*/metrics.json")
-            if path.parent.name == name or re.fullmatch(r"-\d+", path.parent.name[len(name) :])
-        ]
-        if not candidates:
+        of_run = [path for path in saved if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.parent.name)]
+        if not of_run:
             model = _model_of(name)
             protocol = name[len(model) + 1 :].removesuffix("_sample")
             print(f"{name} is missing: run notebooks/{NOTEBOOKS[model]}.ipynb with protocol = {protocol!r} to make it.")
             continue
-        newest = max(candidates, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
+        newest = max(of_run, key=lambda path: path.stat().st_mtime_ns).parent
         results[name] = Result(
             name=newest.name,
             config=json.loads((newest / "config.json").read_text()),
@@ -173,7 +168,8 @@ def load_results(names: list, folder: str | Path | None = None) -> dict:
 
 def _read_predictions(path):
     """Read a table of `save_results`; text stays text, also "1" or "NA"."""
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, float_precision="round_trip")
+    text = dict.fromkeys(("file", "label", "predicted", "group", "source"), str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False, float_precision="round_trip")
 
 
 def compare(results: dict) -> pd.DataFrame:
@@ -198,7 +194,7 @@ def compare(results: dict) -> pd.DataFrame:
         best = history.loc[history.val_loss.idxmin()]
         network = config["network"]["network"]
         as_there = name.startswith(f"{network}_slides")  # the original used only this split, without augmentation
-        original = ORIGINAL[network] if as_there and network in ORIGINAL else {"accuracy": np.nan, "macro_f1": np.nan}
+        original = ORIGINAL.get(network, {}) if as_there else {}
         rows.append(
             {
                 "run": name,
@@ -216,8 +212,8 @@ def compare(results: dict) -> pd.DataFrame:
                 "accuracy 95 %": with_interval(metrics, "accuracy"),
                 "macro F1": metrics["macro_f1"],
                 "macro F1 95 %": with_interval(metrics, "macro_f1"),
-                "original accuracy": original["accuracy"],
-                "original macro F1": original["macro_f1"],
+                "original accuracy": original.get("accuracy", np.nan),
+                "original macro F1": original.get("macro_f1", np.nan),
             }
         )
     return pd.DataFrame(rows).set_index("run")
