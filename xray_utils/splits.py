@@ -69,7 +69,7 @@ def split_images(
 
 def _grouped_split(rows, fractions, rng):
     """Assign whole groups, largest first, ties in random order, to the side that lacks most of their classes."""
-    counts = pd.crosstab(rows.group, rows.label).sort_index()
+    counts = pd.crosstab(rows.group, rows.label)
     counts = counts.iloc[rng.permutation(len(counts))]
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     wanted = np.outer(fractions, counts.sum())  # [3 sides, classes]

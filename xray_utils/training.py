@@ -14,7 +14,7 @@ from ._support.memory import channels_first_for_few, memory_for, memory_kept
 from ._support.runs import Run, load_run
 from ._support.session import Counters, Session, check_material
 from .batches import batches, to_input
-from .constants import CLASSES
+from .constants import CLASSES, PROBABILITIES
 from .models import check_model, evaluating, logits_of
 from .prepared import PreparedData, Split, check_split
 
@@ -158,7 +158,7 @@ def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.Da
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("model: its outputs are not finite; its weights are broken. Train it again.")
     table = split.rows[["file", "label"]].assign(predicted=np.array(CLASSES)[probabilities.argmax(axis=1)])
-    table[[f"p_{name}" for name in CLASSES]] = probabilities
+    table[PROBABILITIES] = probabilities
     extra = [column for column in ("group", "mirrored", "source", "view") if column in split.rows]
     table = pd.concat([table, split.rows[extra]], axis=1)
     table.attrs = {"fingerprint": split.fingerprint(), "images": len(split)}  # checked by save_results
