@@ -14,6 +14,12 @@ from .constants import CLASSES, ORIGINAL, PROBABILITIES
 from .metrics import compute_metrics, with_interval
 
 
+def _without_peak(loss):
+    """A loss over the epochs, without its largest value if that is far above all others and above chance."""
+    others = loss.drop(loss.idxmax())
+    return others if loss.max() > 1.5 * max(others.max(), np.log(len(CLASSES))) else loss
+
+
 def plot_history(histories: dict) -> Figure:
     """Loss and accuracy on train (dashed) and val (solid) over the epochs; the best epoch on val is marked.
 
@@ -24,18 +30,14 @@ def plot_history(histories: dict) -> Figure:
     check_histories("histories", histories, "train_loss", "val_loss", "train_accuracy", "val_accuracy")
     several = len(histories) > 1
     shared = re.search(r"(_.*)?$", commonprefix([name[::-1] for name in histories])[::-1])[0] if several else ""
+    losses = [history[column] for history in histories.values() for column in ("train_loss", "val_loss")]
+    shown, highest = pd.concat([_without_peak(loss) for loss in losses]), pd.concat(losses).max()
     with _figure(1, 2, 11 if several else 9.5, 3.9) as (figure, axes):
-        ends, kept, tops, lows, peaks = {"loss": [], "accuracy": []}, [], [], [], []
+        ends, kept = {"loss": [], "accuracy": []}, []
         for i, (name, history) in enumerate(histories.items()):
             colour, last = _colour_of(name, i), history.iloc[-1]
             best = history.loc[history.val_loss.idxmin()]
             kept.append(best)
-            for loss in (history.train_loss, history.val_loss):
-                lows.append(loss.min())
-                highest, next_to_it = loss.max(), loss.drop(loss.idxmax()).max()
-                peak = highest > 1.5 * max(next_to_it, np.log(len(CLASSES)))  # loss at chance
-                tops.append(next_to_it if peak else highest)
-                peaks += [highest] if peak else []
             for axis, what in zip(axes[0], ends, strict=True):
                 line = dict(color=colour, marker="osD^vP"[i % 6], markersize=3)
                 axis.plot(history.epoch, history[f"val_{what}"], **line, lw=2)
@@ -45,18 +47,23 @@ def plot_history(histories: dict) -> Figure:
                 ends[what].append((label, last.epoch, last[f"val_{what}"], colour))
                 if not several:
                     ends[what].append(("training", last.epoch, last[f"train_{what}"], colour))
-        kept, loss = pd.DataFrame(kept), "loss" + (f" (a peak of {max(peaks):.1f} is cut)" if peaks else "")
-        titles = [f"Lowest validation loss: epoch {best.epoch:.0f} of {history.epoch.max():.0f}"]
-        titles.append(f"Right on validation there: {best.val_accuracy:.1%}")
+        loss, accuracy = (pd.DataFrame(kept)[column] for column in ("val_loss", "val_accuracy"))
+        titles = [
+            f"Lowest validation loss: epoch {best.epoch:.0f} of {last.epoch:.0f}",
+            f"Right on validation there: {best.val_accuracy:.1%}",
+        ]
         if several:  # no table here says how far luck reaches
-            low, high = kept.min(), kept.max()
-            titles = [f"Validation loss at the rings:\n{low.val_loss:.3f} to {high.val_loss:.3f}"]
-            titles.append(f"Right on validation there:\n{low.val_accuracy:.1%} to {high.val_accuracy:.1%}")
-        for axis, what, title in zip(axes[0], (loss, "accuracy"), titles, strict=True):
+            titles = [
+                f"Validation loss at the rings:\n{loss.min():.3f} to {loss.max():.3f}",
+                f"Right on validation there:\n{accuracy.min():.1%} to {accuracy.max():.1%}",
+            ]
+        for axis, what, title in zip(axes[0], ends, titles, strict=True):
             axis.set(xlabel="epoch", ylabel=what, title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        room = 0.06 * (max(tops) - min(lows)) or 0.1
-        axes[0, 0].set_ylim(max(0, min(lows) - room), max(tops) + room)
+        room = 0.06 * (shown.max() - shown.min()) or 0.1
+        axes[0, 0].set_ylim(max(0, shown.min() - room), shown.max() + room)
+        if highest > shown.max():
+            axes[0, 0].set_ylabel(f"loss (a peak of {highest:.1f} is cut)")
         for axis, what in zip(axes[0], ends, strict=True):
             _label_ends(axis, ends[what])
         return figure
@@ -105,14 +112,14 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
     It reported three networks under the protocol slides: no other run has a diamond to stand beside.
     """
     check_table("table", table, ["network", "chance", "accuracy", "accuracy 95 %"], "compare")
+    ends = table["accuracy 95 %"].str.extract(r"\[(.+), (.+)\]").astype(float)
+    lows, highs = (ends[end].fillna(table.accuracy) for end in ends)
+    reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
     with _figure(width=8.5, height=1.3 + 0.44 * len(table)) as (figure, axes):
-        axis, lows, highs = axes[0, 0], {}, {}
-        reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
+        axis = axes[0, 0]
         for row, (name, run) in enumerate(table.iterrows()):
-            low, high = [float(v) for v in re.findall(r"[\d.]+", run["accuracy 95 %"])[1:]] or [run.accuracy] * 2
             colour = _colour_of(name)
-            lows[name], highs[name] = low, high
-            axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
+            axis.plot([lows[name], highs[name]], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
             if name in reported:
                 axis.plot(reported[name], row, "D", mfc="none", mec="black", markersize=8)
@@ -123,13 +130,15 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
         best = table.accuracy.idxmax()
-        others = table.index.drop(best)
-        reach = sum(highs[name] >= lows[best] for name in others)
+        others = highs.drop(best)
+        reach = (others >= lows[best]).sum()
         title = f"Highest: {best},\nits interval lies above all others"
-        if reach or others.empty:
+        if others.empty:
+            title = f"{best}: {table['accuracy 95 %'].iloc[0]}"
+        elif reach:
             title = f"The intervals overlap: {reach} of {len(others)} others\nreach the highest one"
-        label = "accuracy on the test images" + (" (diamond: the original)" if set(reported) & set(highs) else "")
-        axis.set(xlabel=label, title=title if len(others) else f"{best}: {table['accuracy 95 %'].iloc[0]}")
+        label = "accuracy on the test images" + (" (diamond: the original)" if set(reported) & set(table.index) else "")
+        axis.set(xlabel=label, title=title)
         axis.set_xlim(left=max(0, axis.get_xlim()[0]), right=1.02)
         return figure
 
@@ -141,19 +150,18 @@ def plot_roc(predictions: pd.DataFrame) -> Figure:
     check_predictions(predictions, needed=PROBABILITIES)
     metrics = compute_metrics(predictions)
     with _figure(1, 2, 10.5, 3.7) as (figure, axes):
-        (roc, pr), found, ends = axes[0], [], []
+        (roc, pr), ends = axes[0], []
         for name in CLASSES:
             true, score = predictions.label.eq(name), predictions[f"p_{name}"]
             if true.all() or not true.any():
                 continue  # without one side there is no curve
             false_positive, true_positive, _ = roc_curve(true, score)
             roc.plot(false_positive, true_positive, color=CLASS_COLOURS[name], lw=2)
-            found.append(name)
             precision, recall, _ = precision_recall_curve(true, score)
             pr.plot(recall, precision, color=CLASS_COLOURS[name], lw=2)
             pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
             ends.append((name, 1, true.mean(), CLASS_COLOURS[name]))
-        order = sorted(found, key=lambda name: metrics[f"auc_{name}"])  # the largest AUC on top
+        order = sorted((name for name, *_ in ends), key=lambda name: metrics[f"auc_{name}"])  # the largest AUC on top
         labels = [(f"{name} {with_interval(metrics, f'auc_{name}')}", 1, 1, CLASS_COLOURS[name]) for name in order]
         roc.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
         reach = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
