@@ -49,17 +49,15 @@ def seed_table(seeds: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for network, runs in seeds.groupby("network"):
         wide = runs.pivot(index="seed", columns="protocol", values="accuracy").reindex(columns=["slides", "grouped"])
-        row = {}
-        for protocol, values in wide.items():
-            values = values.dropna()
-            spread = f" (sd {values.std():.3f})" if len(values) > 1 else ""
-            row[protocol] = f"{values.mean():.3f}{spread}, n {len(values)}" if len(values) else "not run"
+        row = rows[network] = {}
+        for protocol, n in wide.count().items():
+            spread = f" (sd {wide[protocol].std():.3f})" if n > 1 else ""
+            row[protocol] = f"{wide[protocol].mean():.3f}{spread}, n {n}" if n else "not run"
         gap = (wide.slides - wide.grouped).dropna()
         row["gap"] = "cannot be said"
         if len(gap) > 1:
-            low, high = scipy.stats.t.interval(0.95, len(gap) - 1, gap.mean(), scipy.stats.sem(gap))
+            low, high = scipy.stats.t.interval(0.95, len(gap) - 1, gap.mean(), gap.sem())
             row["gap"] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-        rows[network] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -71,10 +69,10 @@ def compare_with_original(predictions: pd.DataFrame, network: str) -> pd.DataFra
     check_choice("network", network, ORIGINAL)
     ours, original = report(predictions), ORIGINAL[network]
     theirs = pd.DataFrame.from_dict(original["classes"], "index", columns=["precision", "recall", "f1"])
-    theirs.loc["macro avg", "f1"], theirs.loc["accuracy", "f1"] = original["macro_f1"], original["accuracy"]
-    theirs.loc["accuracy", "images"] = original["images"]
+    theirs.loc["macro avg", "f1"] = original["macro_f1"]
+    theirs.loc["accuracy", ["f1", "images"]] = original["accuracy"], original["images"]
     print(f"Other test images: {len(predictions)} here, {original['images']} in the original.")
-    both = pd.concat({"here": ours, "original": theirs}, axis=1).loc[list(ours.index)]
+    both = pd.concat({"here": ours, "original": theirs}, axis=1)
     return both.astype({("here", "images"): "Int64", ("original", "images"): "Int64"})
 
 
@@ -188,35 +186,32 @@ def compare(results: dict) -> pd.DataFrame:
         check_kind(f"results[{name!r}]", result, Result, "result of a run", "what load_results returned")
     histories = {name: result.history for name, result in results.items()}
     check_histories("results", histories, "val_loss", "val_accuracy")
-    rows = []
+    rows = {}
     for name, result in results.items():
         config, metrics, history = result.config, result.metrics, result.history
         best = history.loc[history.val_loss.idxmin()]
         network = config["network"]["network"]
         as_there = name.startswith(f"{network}_slides")  # the original used only this split, without augmentation
         original = ORIGINAL.get(network, {}) if as_there else {}
-        rows.append(
-            {
-                "run": name,
-                "network": network,
-                "protocol": config["data"]["protocol"],
-                "parameters": config["parameters"],
-                "train": config["data"]["train_images"],
-                "epochs": len(history),
-                "best epoch": int(best.epoch),
-                "val accuracy": best.val_accuracy,
-                "test": metrics["images"],
-                "test set": config["data"].get("test", "")[:6],
-                "chance": 1 / sum(of_class["images"] > 0 for of_class in metrics["classes"].values()),
-                "accuracy": metrics["accuracy"],
-                "accuracy 95 %": with_interval(metrics, "accuracy"),
-                "macro F1": metrics["macro_f1"],
-                "macro F1 95 %": with_interval(metrics, "macro_f1"),
-                "original accuracy": original.get("accuracy", np.nan),
-                "original macro F1": original.get("macro_f1", np.nan),
-            }
-        )
-    return pd.DataFrame(rows).set_index("run")
+        rows[name] = {
+            "network": network,
+            "protocol": config["data"]["protocol"],
+            "parameters": config["parameters"],
+            "train": config["data"]["train_images"],
+            "epochs": len(history),
+            "best epoch": int(best.epoch),
+            "val accuracy": best.val_accuracy,
+            "test": metrics["images"],
+            "test set": config["data"].get("test", "")[:6],
+            "chance": 1 / sum(of_class["images"] > 0 for of_class in metrics["classes"].values()),
+            "accuracy": metrics["accuracy"],
+            "accuracy 95 %": with_interval(metrics, "accuracy"),
+            "macro F1": metrics["macro_f1"],
+            "macro F1 95 %": with_interval(metrics, "macro_f1"),
+            "original accuracy": original.get("accuracy", np.nan),
+            "original macro F1": original.get("macro_f1", np.nan),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
 def save_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
