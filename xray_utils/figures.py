@@ -33,7 +33,7 @@ def plot_history(histories: dict) -> Figure:
     losses = [history[column] for history in histories.values() for column in ("train_loss", "val_loss")]
     shown, highest = pd.concat([_without_peak(loss) for loss in losses]), pd.concat(losses).max()
     with _figure(1, 2, 11 if several else 9.5, 3.9) as (figure, axes):
-        ends, kept = {"loss": [], "accuracy": []}, []
+        ends, kept = {"loss": [], "accuracy": []}, []  # of the lines; the row of the best epoch of each run
         for i, (name, history) in enumerate(histories.items()):
             colour, last = _colour_of(name, i), history.iloc[-1]
             best = history.loc[history.val_loss.idxmin()]
@@ -47,25 +47,24 @@ def plot_history(histories: dict) -> Figure:
                 ends[what].append((label, last.epoch, last[f"val_{what}"], colour))
                 if not several:
                     ends[what].append(("training", last.epoch, last[f"train_{what}"], colour))
-        loss, accuracy = (pd.DataFrame(kept)[column] for column in ("val_loss", "val_accuracy"))
+        room = 0.06 * (shown.max() - shown.min()) or 0.1
+        axes[0, 0].set_ylim(max(0, shown.min() - room), shown.max() + room)
         titles = [
             f"Lowest validation loss: epoch {best.epoch:.0f} of {last.epoch:.0f}",
             f"Right on validation there: {best.val_accuracy:.1%}",
         ]
-        if several:  # no table here says how far luck reaches
+        if several:
+            low, high = pd.DataFrame(kept).min(), pd.DataFrame(kept).max()
             titles = [
-                f"Validation loss at the rings:\n{loss.min():.3f} to {loss.max():.3f}",
-                f"Right on validation there:\n{accuracy.min():.1%} to {accuracy.max():.1%}",
+                f"Validation loss at the rings:\n{low.val_loss:.3f} to {high.val_loss:.3f}",
+                f"Right on validation there:\n{low.val_accuracy:.1%} to {high.val_accuracy:.1%}",
             ]
         for axis, what, title in zip(axes[0], ends, titles, strict=True):
             axis.set(xlabel="epoch", ylabel=what, title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        room = 0.06 * (shown.max() - shown.min()) or 0.1
-        axes[0, 0].set_ylim(max(0, shown.min() - room), shown.max() + room)
+            _label_ends(axis, ends[what])
         if highest > shown.max():
             axes[0, 0].set_ylabel(f"loss (a peak of {highest:.1f} is cut)")
-        for axis, what in zip(axes[0], ends, strict=True):
-            _label_ends(axis, ends[what])
         return figure
 
 
@@ -107,9 +106,9 @@ def plot_confusion_matrix(predictions: pd.DataFrame | dict, title: str = "Confus
 
 
 def plot_comparison(table: pd.DataFrame) -> Figure:
-    """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds).
+    """Accuracy of each run of `compare` with its 95 % interval; diamonds: accuracy of the original project.
 
-    It reported three networks under the protocol slides: no other run has a diamond to stand beside.
+    Only runs with the protocol slides and without augmentation have a diamond.
     """
     check_table("table", table, ["network", "chance", "accuracy", "accuracy 95 %"], "compare")
     ends = table["accuracy 95 %"].str.extract(r"\[(.+), (.+)\]").astype(float)
@@ -144,7 +143,7 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
 
 
 def plot_roc(predictions: pd.DataFrame) -> Figure:
-    """ROC and precision-recall curve of each class against the other two; areas under them with 95 % intervals."""
+    """ROC curve (AUC with 95 % interval) and precision-recall curve of each class against the other two."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     check_predictions(predictions, needed=PROBABILITIES)
@@ -154,20 +153,22 @@ def plot_roc(predictions: pd.DataFrame) -> Figure:
         for name in CLASSES:
             true, score = predictions.label.eq(name), predictions[f"p_{name}"]
             if true.all() or not true.any():
-                continue  # without one side there is no curve
+                continue  # no curve: only one of the two sides has images
+            colour = CLASS_COLOURS[name]
             false_positive, true_positive, _ = roc_curve(true, score)
-            roc.plot(false_positive, true_positive, color=CLASS_COLOURS[name], lw=2)
+            roc.plot(false_positive, true_positive, color=colour, lw=2)
             precision, recall, _ = precision_recall_curve(true, score)
-            pr.plot(recall, precision, color=CLASS_COLOURS[name], lw=2)
-            pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
-            ends.append((name, 1, true.mean(), CLASS_COLOURS[name]))
+            pr.plot(recall, precision, color=colour, lw=2)
+            pr.axhline(true.mean(), color=colour, linestyle=":", lw=1)
+            ends.append((name, 1, true.mean(), colour))
         order = sorted((name for name, *_ in ends), key=lambda name: metrics[f"auc_{name}"])  # the largest AUC on top
         labels = [(f"{name} {with_interval(metrics, f'auc_{name}')}", 1, 1, CLASS_COLOURS[name]) for name in order]
         roc.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
-        reach = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
-        title = "ROC: the intervals\nof the AUCs overlap" if order[1:] else "ROC"
-        if order[1:] and reach[-1][0] > max(high for _, high in reach[:-1]):
-            title = f"ROC: {order[-1]}\nis told apart best"
+        intervals = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
+        title = "ROC"
+        if len(order) > 1:
+            apart = intervals[-1][0] > max(high for _, high in intervals[:-1])
+            title = f"ROC: {order[-1]}\nis told apart best" if apart else "ROC: the intervals\nof the AUCs overlap"
         roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title, ylim=(-0.03, 1.03))
         _label_ends(roc, labels)
         pr.set(xlabel="found (recall)", ylabel="precision", title="Precision; dotted: chance", ylim=(0, 1.03))
