@@ -64,7 +64,7 @@ def seed_table(seeds: pd.DataFrame) -> pd.DataFrame:
 def compare_with_original(predictions: pd.DataFrame, network: str) -> pd.DataFrame:
     """Our precision, recall and F1 of each class compared with those of the original project.
 
-    Prints that the test images are not the same, and the number of each.
+    Prints that the test images differ, and the number of each.
     """
     check_choice("network", network, ORIGINAL)
     ours, original = report(predictions), ORIGINAL[network]
@@ -107,8 +107,8 @@ def save_results(run: Run, predictions: pd.DataFrame, validation: pd.DataFrame |
     """Write `predictions.csv` and `metrics.json` of the test images into the folder of `run`; returns the metrics.
 
     validation: the predictions of the validation images, kept as `validation.csv` (for `fit_temperature`).
-    Raises ValueError when a table (which carries the fingerprint of its images in `attrs`, if `predict` made it) is
-    not of the test or validation images of `run`.
+    Raises ValueError when a table is not of the test or validation images of `run`; `predict` notes their fingerprint
+    in `attrs`.
     """
     tables = {"predictions": ("test", predictions)}
     if validation is not None:

@@ -154,7 +154,7 @@ def _difference_interval(value, drawn, groups):
 
 
 def _has_no_interval(drawn, groups):
-    """True if there is no interval: too few bootstrap values, over 5 % of them undefined, or a single group."""
+    """True if there are fewer than 20 bootstrap values, over 5 % of them undefined, or a single group."""
     return len(drawn) < 20 or np.isnan(drawn).mean() > 0.05 or groups < 2
 
 

@@ -27,12 +27,12 @@ INDEX = ["file", "bytes", "mtime_ns"]  # the columns of index.csv: a file that h
 
 
 def check_data(data):
-    """`data` is a prepared set."""
+    """Raise ValueError unless `data` is a prepared set."""
     check_kind("data", data, PreparedData, "prepared set", "what prepare or load_data returned")
 
 
 def check_split(split):
-    """`split` is one side of a prepared set, with images."""
+    """Raise ValueError unless `split` is a side of a prepared set, with images."""
     check_kind("split", split, Split, "side of a prepared set", "data.test, say")
     if not len(split):
         raise ValueError("split: there are no images in it; pass a side of a prepared set that has some.")
