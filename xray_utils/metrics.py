@@ -25,18 +25,17 @@ def report(predictions: pd.DataFrame) -> pd.DataFrame:
     The scores of a class without test images are NaN; it is left out of the average.
     Raises ValueError for a missing column, an empty table, an unknown class, or p_... that are no probabilities.
     """
-    from sklearn.metrics import accuracy_score, classification_report
+    from sklearn.metrics import precision_recall_fscore_support
 
     check_predictions(predictions)
-    options = dict(labels=list(CLASSES), output_dict=True, zero_division=0)
-    rows = classification_report(predictions.label, predictions.predicted, **options)
-    table = pd.DataFrame({name: rows[name] for name in CLASSES}).T
-    scores = ["precision", "recall", "f1-score"]
-    table.loc[table.support.eq(0), scores] = np.nan
-    table.loc["macro avg"] = table[scores].mean().to_dict() | {"support": len(predictions)}
-    accuracy = accuracy_score(predictions.label, predictions.predicted)
-    table.loc["accuracy"] = [np.nan, np.nan, accuracy, len(predictions)]
-    return table.rename(columns={"f1-score": "f1", "support": "images"}).astype({"images": int})
+    true, predicted = predictions.label, predictions.predicted
+    scores = precision_recall_fscore_support(true, predicted, labels=list(CLASSES), zero_division=0)
+    table = pd.DataFrame(np.transpose(scores), CLASSES, columns=["precision", "recall", "f1", "images"])
+    table.loc[table["images"].eq(0), ["precision", "recall", "f1"]] = np.nan
+    table.loc["macro avg"] = table.mean()
+    table.loc["accuracy", "f1"] = (true == predicted).mean()
+    table.loc[["macro avg", "accuracy"], "images"] = len(predictions)
+    return table.astype({"images": int})
 
 
 def compute_metrics(predictions: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> dict:
