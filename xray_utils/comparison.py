@@ -79,7 +79,7 @@ def compare_with_original(predictions: pd.DataFrame, network: str) -> pd.DataFra
 def best_epochs(histories: dict) -> pd.DataFrame:
     """Of each history in `{"name": table}`: epochs run, the best one on validation, its loss and accuracy there.
 
-    No histories give an empty table. Raises ValueError for a table that is no history.
+    No histories give an empty table.
     """
     if not isinstance(histories, dict) or histories:
         check_histories("histories", histories, "val_loss", "val_accuracy")
@@ -241,15 +241,16 @@ def make_missing_runs(names: list, labels: dict | None = None) -> None:
         if name.removesuffix("_sample") != f"{_model_of(name)}_grouped":
             raise ValueError(f"names: {name!r} is not made by a notebook as it stands; allowed is '..._grouped'.")
     for name in names:
-        if (outputs_dir("runs", name) / "metrics.json").is_file():
+        metrics = outputs_dir("runs", name, "metrics.json")
+        if metrics.is_file():
             continue
         notebook = repository_dir() / "notebooks" / f"{NOTEBOOKS[_model_of(name)]}.ipynb"
         print(f"{name} is missing: running notebooks/{notebook.name}")
-        cells = (content := nbformat.read(notebook, as_version=4)).cells
-        (at,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
-        cells.insert(at + 1, nbformat.v4.new_code_cell(f"labels = {labels or {}!r}"))
+        content = nbformat.read(notebook, as_version=4)
+        (at,) = [i for i, cell in enumerate(content.cells) if "parameters" in cell.metadata.get("tags", [])]
+        content.cells.insert(at + 1, nbformat.v4.new_code_cell(f"labels = {labels or {}!r}"))
         NotebookClient(content, resources={"metadata": {"path": notebook.parent}}).execute()
-        if not (outputs_dir("runs", name) / "metrics.json").is_file():
+        if not metrics.is_file():
             raise RuntimeError(f"names: notebooks/{notebook.name} did not make {name!r}; correct NOTEBOOKS.")
 
 

@@ -80,17 +80,16 @@ def resnet18(weights: str | None = None, num_classes: int = 3, seed: int = 0) ->
     Raises FileNotFoundError for a missing file, ValueError for weights that do not fit, RuntimeError with a
     remedy when the download fails.
     """
-    from torchvision.models import ResNet18_Weights
-    from torchvision.models import resnet18 as torchvision_resnet18
+    from torchvision import models
 
     check_whole("num_classes", num_classes, 2)
     check_whole("seed", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = torchvision_resnet18(num_classes=num_classes)
+        model = models.resnet18(num_classes=num_classes)
     if weights is not None:
         if str(weights).lower() == "imagenet":
-            enum = ResNet18_Weights.IMAGENET1K_V1
+            enum = models.ResNet18_Weights.IMAGENET1K_V1
             try:
                 state = enum.get_state_dict(progress=False, check_hash=True)
             except Exception as error:
