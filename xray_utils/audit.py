@@ -97,7 +97,7 @@ def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
     `label_conflicts`. An unreadable file keeps its row, with the reason in `problem`. `split_images` leaves out both;
     their number is printed. The results are cached in `outputs/audited/`.
 
-    Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
+    Raises ValueError when more than a tenth of a class cannot be read.
     """
     root = _root(images)
     check_number("near", near, lambda r: 0 < r <= 1, "a correlation above 0 and at most 1")
@@ -137,7 +137,6 @@ def label_conflicts(images: pd.DataFrame) -> pd.DataFrame:
 
     images: the table of `audit_images`. At least one label of a pair is wrong. Each image in conflict is in a pair.
     `kind` is "exact", or "near" or "mirror" as in the column `duplicate` of the later image.
-    Raises ValueError for another table.
     """
     check_table("images", images, ["file", "label", "alike", "duplicate", "sha256"], "audit_images")
     pairs = {}
