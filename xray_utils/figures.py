@@ -77,20 +77,19 @@ def plot_confusion_matrix(predictions: pd.DataFrame | dict, title: str = "Confus
     from sklearn.metrics import confusion_matrix
 
     check_kind("title", title, str, "title", "a string")
-    if isinstance(predictions, dict):
-        check_tables("predictions", predictions)
-    else:
+    if not isinstance(predictions, dict):
         check_predictions(predictions)
-    tables = predictions if isinstance(predictions, dict) else {title: predictions}
-    columns = min(4, len(tables))
-    rows = -(-len(tables) // columns)
+        predictions = {title: predictions}
+    check_tables("predictions", predictions)
+    columns = min(4, len(predictions))
+    rows = -(-len(predictions) // columns)
     each = {1: 4.3, 2: 3.1}.get(columns, 2.5)  # inches: small, so that the numbers are large
-    words = [fill(name.replace("_", " "), int(7.6 * each), break_long_words=False) for name in tables]
+    words = [fill(name.replace("_", " "), int(7.6 * each), break_long_words=False) for name in predictions]
     lines = max(text.count("\n") for text in words)
     with _figure(rows, columns, each * columns, (each + 0.3 + 0.2 * lines) * rows) as (figure, axes):
-        for axis in axes.flat[len(tables) :]:
+        for axis in axes.flat[len(predictions) :]:
             axis.axis("off")
-        for axis, title, table in zip(axes.flat, words, tables.values(), strict=False):
+        for axis, title, table in zip(axes.flat, words, predictions.values(), strict=False):
             counts = confusion_matrix(table.label, table.predicted, labels=list(CLASSES))
             shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
             texts = [f"{n}\n{share:.0%}" for n, share in zip(counts.ravel(), shares.ravel(), strict=True)]
@@ -98,9 +97,9 @@ def plot_confusion_matrix(predictions: pd.DataFrame | dict, title: str = "Confus
                 shares, annot=np.array(texts).reshape(counts.shape), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False,
                 square=True, xticklabels=CLASSES, yticklabels=CLASSES, ax=axis, linewidths=1,
             )  # fmt: skip
-            right = f"{np.trace(counts)} of {counts.sum()} right"
+            title = f"{title}\n{np.trace(counts)} of {counts.sum()} right"
+            axis.set_title(title, fontsize=13 if columns < 3 else 11)
             axis.set(xlabel="predicted", ylabel="true")
-            axis.set_title(f"{title}\n{right}", fontsize=13 if columns < 3 else 11)
             axis.tick_params(length=0)
         return figure
 
