@@ -191,8 +191,8 @@ def compare(results: dict) -> pd.DataFrame:
         config, metrics, history = result.config, result.metrics, result.history
         best = history.loc[history.val_loss.idxmin()]
         network = config["network"]["network"]
-        as_there = name.startswith(f"{network}_slides")  # the original used only this split, without augmentation
-        original = ORIGINAL.get(network, {}) if as_there else {}
+        same = name.startswith(f"{network}_slides")  # the original used only this split, without augmentation
+        original = ORIGINAL.get(network, {}) if same else {}
         rows[name] = {
             "network": network,
             "protocol": config["data"]["protocol"],

@@ -193,7 +193,7 @@ def compare_two(
 ) -> dict:
     """Accuracy of `second` minus that of `first`: `difference`, with a 95 % interval over groups, as a dict.
 
-    Groups are drawn for both tables together (paired bootstrap); one name is one patient in both. The interval is
+    Groups are drawn for both tables together (paired bootstrap): the same name means the same patient. The interval is
     Student's, with the variance of these draws. For accuracy on the same images there is also an exact McNemar test
     (McNemar 1947): `only_first` and `only_second`, the images that only one table predicts correctly, and its `p`.
     statistic: any number of `compute_metrics` with an interval, such as "auc_covid"; None if it cannot be computed.

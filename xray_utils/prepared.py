@@ -1,4 +1,4 @@
-"""Images of one size as one memory-mapped array on disk; `load_data` goes all the way."""
+"""Images of one size as one memory-mapped array on disk; `load_data` finds, audits, splits and prepares them."""
 
 import hashlib
 import json
