@@ -12,8 +12,7 @@ from ._support.paths import (
 )
 from ._support.runs import load_run as load_run
 from ._support.style import save_figure as save_figure
-from .audit import audit_images as audit_images
-from .audit import label_conflicts as label_conflicts
+from .audit import audit_images as audit_images, label_conflicts as label_conflicts
 from .comparison import (
     best_epochs as best_epochs,
     compare as compare,

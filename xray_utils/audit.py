@@ -14,7 +14,7 @@ from ._support.paths import outputs_dir
 from .images import _root, resize
 
 AUDIT_VERSION = 1  # part of the key: raise it when the result of `_audit_one` changes
-MARK = ["path", "bytes", "mtime_ns", "ctime_ns"]  # a file for which one of these changed is read again
+MARK = ["path", "bytes", "mtime_ns", "ctime_ns"]  # the index of the cache: a file with another mark is read again
 DRAFT = 448  # pixels: a JPEG is audited at 1/2, 1/4 or 1/8 of its size if both sides keep this many
 
 
@@ -25,11 +25,8 @@ def _audit_one(path):
         image, mode, (width, height) = _decode(path, DRAFT)
         digest = _sha256(path)
     except (OSError, ValueError, MemoryError) as error:
-        reason = (
-            getattr(error, "strerror", None)
-            or str(error).removeprefix(f"{path.name}: ").strip()
-            or type(error).__name__
-        )
+        message = str(error).removeprefix(f"{path.name}: ").strip()
+        reason = getattr(error, "strerror", None) or message or type(error).__name__
         return {**row, "problem": reason[:200]}, np.zeros(32 * 32, np.float32)
     row.update(width=width, height=height, mode=mode, sha256=digest)
     small = resize(image, 32).astype(np.float32)
@@ -53,40 +50,42 @@ def _audited(root, files):
             marks.append((file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
         except (OSError, ValueError):  # `_audit_one` gives the reason
             marks.append((file, -1, -1, -1))
-    table, thumbnails, places = _audited_before(path)
-    new = [mark for mark in dict.fromkeys(marks) if mark not in places]
-    if found := _in_threads(_audit_one, [root / file for file, *_ in new], "audit"):
-        rows = [dict(zip(MARK, mark, strict=True)) | row for mark, (row, _) in zip(new, found, strict=True)]
-        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if places else pd.DataFrame(rows)
+    marks = pd.MultiIndex.from_tuples(marks, names=MARK)
+    table, thumbnails = _audited_before(path)
+    new = marks.unique().difference(table.index, sort=False)
+    if len(new):
+        found = _in_threads(_audit_one, [root / file for file, *_ in new], "audit")
+        rows = pd.DataFrame([row for row, _ in found], new)
+        table = pd.concat([table, rows]) if len(table) else rows
         thumbnails = np.vstack([thumbnails, *(thumbnail for _, thumbnail in found)])
         del found  # frees 0.4 GB for 100,000 images
-        places |= {mark: len(places) + i for i, mark in enumerate(new)}
-        keep = table.problem.eq("") & ~table.path.duplicated(keep="last")  # the last row is the current file
+        current = ~table.index.get_level_values("path").duplicated(keep="last")
+        keep = table.problem.eq("").to_numpy() & current
         if keep[-len(new) :].any():
-            columns = {name: np.array(table[name][keep].tolist()) for name in table}
+            columns = {name: np.array(column.tolist()) for name, column in table[keep].reset_index().items()}
             try:
                 with whole_file(path) as part, open(part, "wb") as archive:
                     np.savez(archive, thumbnails=thumbnails if keep.all() else thumbnails[keep], **columns)
             except OSError as error:
                 print(f"audit: the results could not be cached. {error}")
-    order = [places[mark] for mark in marks]
-    if order != list(range(len(table))):  # otherwise no copy is needed
+    order = table.index.get_indexer(marks)
+    if not np.array_equal(order, np.arange(len(table))):  # otherwise no copy is needed
         table, thumbnails = table.iloc[order], thumbnails[order]
-    return table.drop(columns=MARK).reset_index(drop=True), thumbnails
+    return table.reset_index(drop=True), thumbnails
 
 
 def _audited_before(path):
-    """Cached table and thumbnails, and the row of each mark; empty, with a message, if the cache is broken."""
+    """Cached table, by mark, and thumbnails; empty, with a message, if the cache is broken."""
     if os.path.isfile(path):
         try:
             with np.load(path) as kept:
                 columns = {name: kept[name] for name in kept.files}
             thumbnails = columns.pop("thumbnails")
             table = pd.DataFrame({name: column.tolist() for name, column in columns.items()})
-            return table, thumbnails, {row: i for i, row in enumerate(table[MARK].itertuples(index=False, name=None))}
+            return table.set_index(MARK), thumbnails
         except Exception as error:  # a broken file may raise anything
             print(f"audit: {path} is broken ({type(error).__name__}); all files are read again.")
-    return pd.DataFrame(columns=MARK), np.zeros((0, 32 * 32), np.float32), {}
+    return pd.DataFrame(columns=MARK).set_index(MARK), np.zeros((0, 32 * 32), np.float32)
 
 
 def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
@@ -98,7 +97,7 @@ def audit_images(images: pd.DataFrame, near: float = 0.95) -> pd.DataFrame:
     `label_conflicts`. An unreadable file keeps its row, with the reason in `problem`. `split_images` leaves out both;
     their number is printed. The results are cached in `outputs/audited/`.
 
-    Raises ValueError when more than a tenth of a class cannot be read, or for bad input.
+    Raises ValueError when more than a tenth of a class cannot be read.
     """
     root = _root(images)
     check_number("near", near, lambda r: 0 < r <= 1, "a correlation above 0 and at most 1")
@@ -138,7 +137,6 @@ def label_conflicts(images: pd.DataFrame) -> pd.DataFrame:
 
     images: the table of `audit_images`. At least one label of a pair is wrong. Each image in conflict is in a pair.
     `kind` is "exact", or "near" or "mirror" as in the column `duplicate` of the later image.
-    Raises ValueError for another table.
     """
     check_table("images", images, ["file", "label", "alike", "duplicate", "sha256"], "audit_images")
     pairs = {}

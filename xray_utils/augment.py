@@ -1,11 +1,22 @@
 """Random changes of training images: mild, and strong."""
 
-import math
+from math import radians
 
 import torch
 from torch.nn import functional as F
 
 from .batches import to_device
+
+
+def _grid(images, angle, zoom, right, down, mirror, aspect=1.0):
+    """The sampling grid [B, H, W, 2] that turns, scales, shifts and (where `mirror` is above 0) mirrors images.
+
+    One number an image: the angle in radians, the shifts in half image widths.
+    """
+    cos, sin, sign = angle.cos() * zoom, angle.sin() * zoom, (mirror > 0) * 2.0 - 1
+    rows = (cos * aspect * sign, -sin / aspect, right), (sin * aspect * sign, cos / aspect, down)
+    affine = torch.stack([torch.stack(row, 1) for row in rows], 1)  # [B, 2, 3]
+    return F.affine_grid(affine, images.shape, align_corners=False)
 
 
 def augment_mild(images, generator, of=None):
@@ -17,13 +28,7 @@ def augment_mild(images, generator, of=None):
     n, mine = of or (len(images), slice(None))
     draws = torch.rand(7, n, generator=generator)[:, mine] * 2 - 1  # in -1..1; drawn on the CPU, the same everywhere
     turn, zoom, right, down, contrast, brightness, flip = to_device(draws, images.device)
-    angle, scale = turn * math.radians(10), 1 + 0.1 * zoom
-    sign = (flip > 0) * 2.0 - 1
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    affine = torch.stack(  # [B, 2, 3]; shifts are in half image widths
-        [torch.stack([cos * sign, -sin, 0.1 * right], 1), torch.stack([sin * sign, cos, 0.1 * down], 1)], 1
-    )
-    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    grid = _grid(images, turn * radians(10), 1 + 0.1 * zoom, 0.1 * right, 0.1 * down, flip)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return images * (1 + 0.1 * contrast).view(-1, 1, 1, 1) + 0.1 * brightness.view(-1, 1, 1, 1)
 
@@ -44,16 +49,8 @@ def augment_strong(images, generator, of=None):
     turn, zoom, aspect, right, down, flip, tone, gamma, contrast, brightness, blur, grain, *mark = draws
     low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
     images = (images - low) / (high - low).clamp(min=1e-6)  # 0..1 whatever the normalisation was
-    angle, zoom, aspect = (v.flatten() for v in (turn * math.radians(15), 1.4**zoom, 1.2 ** (aspect / 2)))
-    cos, sin, sign = angle.cos() * zoom, angle.sin() * zoom, flip.flatten().sign()
-    affine = torch.stack(  # [B, 2, 3]; shifts are in half image widths
-        [
-            torch.stack([cos * aspect * sign, -sin / aspect, 0.24 * right.flatten()], 1),
-            torch.stack([sin * aspect * sign, cos / aspect, 0.24 * down.flatten()], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    moves = turn * radians(15), 1.4**zoom, 0.24 * right, 0.24 * down, flip, 1.2 ** (aspect / 2)
+    grid = _grid(images, *(move.flatten() for move in moves))
     inside = F.grid_sample(torch.ones_like(images[:, :1]), grid, align_corners=False)
     images = F.grid_sample(images, grid, align_corners=False) + (1 - inside) * (tone + 1) / 2
     soft = F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)

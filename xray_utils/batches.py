@@ -13,7 +13,7 @@ def batches(split, batch_size, rng=None):
 
 
 def to_device(array, device):
-    """A numpy array or tensor on the device. A GPU copies it from pinned memory: the program does not wait."""
+    """A numpy array or tensor on the device; copied to a GPU from pinned memory, so that the program does not wait."""
     tensor = torch.as_tensor(array)
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -28,9 +28,8 @@ def _line(values, width, device):
 def to_input(pixels, model, device):
     """uint8 [B, H, W, 3] to the normalised float [B, 3, H, W] (channels last in memory) that `model` expects."""
     pixels = to_device(pixels, device)
-    mean, std = (  # of a whole line: three numbers at a time take five times as long
-        _line(tuple(values), pixels.shape[2], device) for values in (model.input_mean, model.input_std)
-    )
+    width = pixels.shape[2]  # statistics of a whole line: three numbers at a time take five times as long
+    mean, std = (_line(tuple(values), width, device) for values in (model.input_mean, model.input_std))
     lines = pixels.flatten(2).float()  # [B, H, W * 3]
     lines.div_(255).sub_(mean).div_(std)  # in place: new memory costs more than the arithmetic
     return lines.view(pixels.shape).permute(0, 3, 1, 2)

@@ -1,7 +1,6 @@
 """Save and load the results of runs, and put them into tables."""
 
 import csv
-import glob
 import json
 import re
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ._support.names import check_labels
 from ._support.paths import outputs_dir, repository_dir
 from ._support.runs import Run
 from .constants import NOTEBOOKS, ORIGINAL
-from .metrics import TEXT, compute_metrics, report, with_interval
+from .metrics import compute_metrics, report, with_interval
 
 
 def metrics_table(metrics: dict) -> pd.DataFrame:
@@ -34,7 +33,8 @@ def metrics_table(metrics: dict) -> pd.DataFrame:
     check_dict("metrics", metrics, "{'name': the metrics of save_results, ...}")
     for name, one in metrics.items():
         check_dict(f"metrics[{name!r}]", one, "what save_results or compute_metrics returned")
-    keys = [key for key in next(iter(metrics.values())) if f"{key}_interval" in next(iter(metrics.values()))]
+    first = next(iter(metrics.values()))
+    keys = [key for key in first if f"{key}_interval" in first]
     columns = {name: [with_interval(one, key) for key in keys] for name, one in metrics.items()}
     return pd.DataFrame(columns, [key.replace("_", " ").replace("auc", "AUC").replace("f1", "F1") for key in keys])
 
@@ -49,39 +49,37 @@ def seed_table(seeds: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for network, runs in seeds.groupby("network"):
         wide = runs.pivot(index="seed", columns="protocol", values="accuracy").reindex(columns=["slides", "grouped"])
-        row = {}
-        for protocol, values in wide.items():
-            values = values.dropna()
-            spread = f" (sd {values.std():.3f})" if len(values) > 1 else ""
-            row[protocol] = f"{values.mean():.3f}{spread}, n {len(values)}" if len(values) else "not run"
+        row = rows[network] = {}
+        for protocol, n in wide.count().items():
+            spread = f" (sd {wide[protocol].std():.3f})" if n > 1 else ""
+            row[protocol] = f"{wide[protocol].mean():.3f}{spread}, n {n}" if n else "not run"
         gap = (wide.slides - wide.grouped).dropna()
         row["gap"] = "cannot be said"
         if len(gap) > 1:
-            low, high = scipy.stats.t.interval(0.95, len(gap) - 1, gap.mean(), scipy.stats.sem(gap))
+            low, high = scipy.stats.t.interval(0.95, len(gap) - 1, gap.mean(), gap.sem())
             row["gap"] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-        rows[network] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def compare_with_original(predictions: pd.DataFrame, network: str) -> pd.DataFrame:
     """Our precision, recall and F1 of each class compared with those of the original project.
 
-    Prints that the test images are not the same, and the number of each.
+    Prints that the test images differ, and the number of each.
     """
     check_choice("network", network, ORIGINAL)
     ours, original = report(predictions), ORIGINAL[network]
     theirs = pd.DataFrame.from_dict(original["classes"], "index", columns=["precision", "recall", "f1"])
-    theirs.loc["macro avg", "f1"], theirs.loc["accuracy", "f1"] = original["macro_f1"], original["accuracy"]
-    theirs.loc["accuracy", "images"] = original["images"]
+    theirs.loc["macro avg", "f1"] = original["macro_f1"]
+    theirs.loc["accuracy", ["f1", "images"]] = original["accuracy"], original["images"]
     print(f"Other test images: {len(predictions)} here, {original['images']} in the original.")
-    both = pd.concat({"here": ours, "original": theirs}, axis=1).loc[list(ours.index)]
+    both = pd.concat({"here": ours, "original": theirs}, axis=1)
     return both.astype({("here", "images"): "Int64", ("original", "images"): "Int64"})
 
 
 def best_epochs(histories: dict) -> pd.DataFrame:
     """Of each history in `{"name": table}`: epochs run, the best one on validation, its loss and accuracy there.
 
-    No histories give an empty table. Raises ValueError for a table that is no history.
+    No histories give an empty table.
     """
     if not isinstance(histories, dict) or histories:
         check_histories("histories", histories, "val_loss", "val_accuracy")
@@ -109,28 +107,27 @@ def save_results(run: Run, predictions: pd.DataFrame, validation: pd.DataFrame |
     """Write `predictions.csv` and `metrics.json` of the test images into the folder of `run`; returns the metrics.
 
     validation: the predictions of the validation images, kept as `validation.csv` (for `fit_temperature`).
-    Raises ValueError when a table (which carries the fingerprint of its images in `attrs`, if `predict` made it) is
-    not of the test or validation images of `run`.
+    Raises ValueError when a table is not of the test or validation images of `run`; `predict` notes their fingerprint
+    in `attrs`.
     """
-    check_predictions(predictions)
+    tables = {"predictions": ("test", predictions)}
     if validation is not None:
-        check_predictions(validation, "validation")
+        tables["validation"] = "val", validation
+    for argument, (_, table) in tables.items():
+        check_predictions(table, argument)
     if not hasattr(run, "folder") or not hasattr(run, "config"):
         raise ValueError(f"run: a {type(run).__name__} is no run; pass what fit or load_run returned.")
-    metrics = compute_metrics(predictions)
-    for argument, side, table in (("validation", "val", validation), ("predictions", "test", predictions)):
-        if table is None:
-            continue
+    for argument, (side, table) in tables.items():
         fingerprint, attrs = run.config["data"].get(side), table.attrs
         if attrs.get("fingerprint", fingerprint) != fingerprint or attrs.get("images", len(table)) != len(table):
             raise ValueError(
                 f"{argument}: {len(table)} rows, the first of {table.file.iloc[0]!r}, are not of the {side} images of "
                 f"{Path(run.folder).name!r}; pass predict(run.model, data.{side}) with the data of its fit."
             )
-    for name, table in (("validation", validation), ("predictions", predictions)):
-        if table is not None:
-            with whole_file(Path(run.folder) / f"{name}.csv") as path:
-                table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    metrics = compute_metrics(predictions)
+    for argument, (_, table) in tables.items():
+        with whole_file(Path(run.folder) / f"{argument}.csv") as path:
+            table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
     with whole_file(Path(run.folder) / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=1))
     return metrics
@@ -144,22 +141,18 @@ def load_results(names: list, folder: str | Path | None = None) -> dict:
     _check_names(names)
     if folder is not None:
         check_path("folder", folder, "one of run folders, or None")
-    runs = Path(folder) if folder else outputs_dir("runs")
-    if folder and not runs.is_dir():
-        raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give one of run folders, or None.")
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"folder: {str(folder)!r} is no folder. Give one of run folders, or None.")
+    saved = list(Path(folder or outputs_dir("runs")).glob("*/metrics.json"))
     results = {}
     for name in names:
-        candidates = [
-            path.parent
-            for path in runs.glob(f"{glob.escape(name)}*/metrics.json")
-            if path.parent.name == name or re.fullmatch(r"-\d+", path.parent.name[len(name) :])
-        ]
-        if not candidates:
+        of_run = [path for path in saved if re.fullmatch(rf"{re.escape(name)}(-\d+)?", path.parent.name)]
+        if not of_run:
             model = _model_of(name)
             protocol = name[len(model) + 1 :].removesuffix("_sample")
             print(f"{name} is missing: run notebooks/{NOTEBOOKS[model]}.ipynb with protocol = {protocol!r} to make it.")
             continue
-        newest = max(candidates, key=lambda path: (path / "metrics.json").stat().st_mtime_ns)
+        newest = max(of_run, key=lambda path: path.stat().st_mtime_ns).parent
         results[name] = Result(
             name=newest.name,
             config=json.loads((newest / "config.json").read_text()),
@@ -173,7 +166,8 @@ def load_results(names: list, folder: str | Path | None = None) -> dict:
 
 def _read_predictions(path):
     """Read a table of `save_results`; text stays text, also "1" or "NA"."""
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, float_precision="round_trip")
+    text = dict.fromkeys(("file", "label", "predicted", "group", "source"), str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False, float_precision="round_trip")
 
 
 def compare(results: dict) -> pd.DataFrame:
@@ -192,35 +186,32 @@ def compare(results: dict) -> pd.DataFrame:
         check_kind(f"results[{name!r}]", result, Result, "result of a run", "what load_results returned")
     histories = {name: result.history for name, result in results.items()}
     check_histories("results", histories, "val_loss", "val_accuracy")
-    rows = []
+    rows = {}
     for name, result in results.items():
         config, metrics, history = result.config, result.metrics, result.history
         best = history.loc[history.val_loss.idxmin()]
         network = config["network"]["network"]
-        as_there = name.startswith(f"{network}_slides")  # the original used only this split, without augmentation
-        original = ORIGINAL[network] if as_there and network in ORIGINAL else {"accuracy": np.nan, "macro_f1": np.nan}
-        rows.append(
-            {
-                "run": name,
-                "network": network,
-                "protocol": config["data"]["protocol"],
-                "parameters": config["parameters"],
-                "train": config["data"]["train_images"],
-                "epochs": len(history),
-                "best epoch": int(best.epoch),
-                "val accuracy": best.val_accuracy,
-                "test": metrics["images"],
-                "test set": config["data"].get("test", "")[:6],
-                "chance": 1 / sum(of_class["images"] > 0 for of_class in metrics["classes"].values()),
-                "accuracy": metrics["accuracy"],
-                "accuracy 95 %": with_interval(metrics, "accuracy"),
-                "macro F1": metrics["macro_f1"],
-                "macro F1 95 %": with_interval(metrics, "macro_f1"),
-                "original accuracy": original["accuracy"],
-                "original macro F1": original["macro_f1"],
-            }
-        )
-    return pd.DataFrame(rows).set_index("run")
+        same = name.startswith(f"{network}_slides")  # the original used only this split, without augmentation
+        original = ORIGINAL.get(network, {}) if same else {}
+        rows[name] = {
+            "network": network,
+            "protocol": config["data"]["protocol"],
+            "parameters": config["parameters"],
+            "train": config["data"]["train_images"],
+            "epochs": len(history),
+            "best epoch": int(best.epoch),
+            "val accuracy": best.val_accuracy,
+            "test": metrics["images"],
+            "test set": config["data"].get("test", "")[:6],
+            "chance": 1 / sum(of_class["images"] > 0 for of_class in metrics["classes"].values()),
+            "accuracy": metrics["accuracy"],
+            "accuracy 95 %": with_interval(metrics, "accuracy"),
+            "macro F1": metrics["macro_f1"],
+            "macro F1 95 %": with_interval(metrics, "macro_f1"),
+            "original accuracy": original.get("accuracy", np.nan),
+            "original macro F1": original.get("macro_f1", np.nan),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
 def save_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -250,15 +241,16 @@ def make_missing_runs(names: list, labels: dict | None = None) -> None:
         if name.removesuffix("_sample") != f"{_model_of(name)}_grouped":
             raise ValueError(f"names: {name!r} is not made by a notebook as it stands; allowed is '..._grouped'.")
     for name in names:
-        if (outputs_dir("runs", name) / "metrics.json").is_file():
+        metrics = outputs_dir("runs", name, "metrics.json")
+        if metrics.is_file():
             continue
         notebook = repository_dir() / "notebooks" / f"{NOTEBOOKS[_model_of(name)]}.ipynb"
         print(f"{name} is missing: running notebooks/{notebook.name}")
-        cells = (content := nbformat.read(notebook, as_version=4)).cells
-        (at,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
-        cells.insert(at + 1, nbformat.v4.new_code_cell(f"labels = {labels or {}!r}"))
+        content = nbformat.read(notebook, as_version=4)
+        (at,) = [i for i, cell in enumerate(content.cells) if "parameters" in cell.metadata.get("tags", [])]
+        content.cells.insert(at + 1, nbformat.v4.new_code_cell(f"labels = {labels or {}!r}"))
         NotebookClient(content, resources={"metadata": {"path": notebook.parent}}).execute()
-        if not (outputs_dir("runs", name) / "metrics.json").is_file():
+        if not metrics.is_file():
             raise RuntimeError(f"names: notebooks/{notebook.name} did not make {name!r}; correct NOTEBOOKS.")
 
 

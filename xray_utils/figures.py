@@ -14,6 +14,12 @@ from .constants import CLASSES, ORIGINAL, PROBABILITIES
 from .metrics import compute_metrics, with_interval
 
 
+def _without_peak(loss):
+    """A loss over the epochs, without its largest value if that is far above all others and above chance."""
+    others = loss.drop(loss.idxmax())
+    return others if loss.max() > 1.5 * max(others.max(), np.log(len(CLASSES))) else loss
+
+
 def plot_history(histories: dict) -> Figure:
     """Loss and accuracy on train (dashed) and val (solid) over the epochs; the best epoch on val is marked.
 
@@ -24,18 +30,14 @@ def plot_history(histories: dict) -> Figure:
     check_histories("histories", histories, "train_loss", "val_loss", "train_accuracy", "val_accuracy")
     several = len(histories) > 1
     shared = re.search(r"(_.*)?$", commonprefix([name[::-1] for name in histories])[::-1])[0] if several else ""
+    losses = [history[column] for history in histories.values() for column in ("train_loss", "val_loss")]
+    shown, highest = pd.concat([_without_peak(loss) for loss in losses]), pd.concat(losses).max()
     with _figure(1, 2, 11 if several else 9.5, 3.9) as (figure, axes):
-        ends, kept, tops, lows, peaks = {"loss": [], "accuracy": []}, [], [], [], []
+        ends, kept = {"loss": [], "accuracy": []}, []  # of the lines; the row of the best epoch of each run
         for i, (name, history) in enumerate(histories.items()):
             colour, last = _colour_of(name, i), history.iloc[-1]
             best = history.loc[history.val_loss.idxmin()]
             kept.append(best)
-            for loss in (history.train_loss, history.val_loss):
-                lows.append(loss.min())
-                highest, next_to_it = loss.max(), loss.drop(loss.idxmax()).max()
-                peak = highest > 1.5 * max(next_to_it, np.log(len(CLASSES)))  # loss at chance
-                tops.append(next_to_it if peak else highest)
-                peaks += [highest] if peak else []
             for axis, what in zip(axes[0], ends, strict=True):
                 line = dict(color=colour, marker="osD^vP"[i % 6], markersize=3)
                 axis.plot(history.epoch, history[f"val_{what}"], **line, lw=2)
@@ -45,20 +47,24 @@ def plot_history(histories: dict) -> Figure:
                 ends[what].append((label, last.epoch, last[f"val_{what}"], colour))
                 if not several:
                     ends[what].append(("training", last.epoch, last[f"train_{what}"], colour))
-        kept, loss = pd.DataFrame(kept), "loss" + (f" (a peak of {max(peaks):.1f} is cut)" if peaks else "")
-        titles = [f"Lowest validation loss: epoch {best.epoch:.0f} of {history.epoch.max():.0f}"]
-        titles.append(f"Right on validation there: {best.val_accuracy:.1%}")
-        if several:  # no table here says how far luck reaches
-            low, high = kept.min(), kept.max()
-            titles = [f"Validation loss at the rings:\n{low.val_loss:.3f} to {high.val_loss:.3f}"]
-            titles.append(f"Right on validation there:\n{low.val_accuracy:.1%} to {high.val_accuracy:.1%}")
-        for axis, what, title in zip(axes[0], (loss, "accuracy"), titles, strict=True):
+        room = 0.06 * (shown.max() - shown.min()) or 0.1
+        axes[0, 0].set_ylim(max(0, shown.min() - room), shown.max() + room)
+        titles = [
+            f"Lowest validation loss: epoch {best.epoch:.0f} of {last.epoch:.0f}",
+            f"Right on validation there: {best.val_accuracy:.1%}",
+        ]
+        if several:
+            low, high = pd.DataFrame(kept).min(), pd.DataFrame(kept).max()
+            titles = [
+                f"Validation loss at the rings:\n{low.val_loss:.3f} to {high.val_loss:.3f}",
+                f"Right on validation there:\n{low.val_accuracy:.1%} to {high.val_accuracy:.1%}",
+            ]
+        for axis, what, title in zip(axes[0], ends, titles, strict=True):
             axis.set(xlabel="epoch", ylabel=what, title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        room = 0.06 * (max(tops) - min(lows)) or 0.1
-        axes[0, 0].set_ylim(max(0, min(lows) - room), max(tops) + room)
-        for axis, what in zip(axes[0], ends, strict=True):
             _label_ends(axis, ends[what])
+        if highest > shown.max():
+            axes[0, 0].set_ylabel(f"loss (a peak of {highest:.1f} is cut)")
         return figure
 
 
@@ -71,20 +77,19 @@ def plot_confusion_matrix(predictions: pd.DataFrame | dict, title: str = "Confus
     from sklearn.metrics import confusion_matrix
 
     check_kind("title", title, str, "title", "a string")
-    if isinstance(predictions, dict):
-        check_tables("predictions", predictions)
-    else:
+    if not isinstance(predictions, dict):
         check_predictions(predictions)
-    tables = predictions if isinstance(predictions, dict) else {title: predictions}
-    columns = min(4, len(tables))
-    rows = -(-len(tables) // columns)
+        predictions = {title: predictions}
+    check_tables("predictions", predictions)
+    columns = min(4, len(predictions))
+    rows = -(-len(predictions) // columns)
     each = {1: 4.3, 2: 3.1}.get(columns, 2.5)  # inches: small, so that the numbers are large
-    words = [fill(name.replace("_", " "), int(7.6 * each), break_long_words=False) for name in tables]
+    words = [fill(name.replace("_", " "), int(7.6 * each), break_long_words=False) for name in predictions]
     lines = max(text.count("\n") for text in words)
     with _figure(rows, columns, each * columns, (each + 0.3 + 0.2 * lines) * rows) as (figure, axes):
-        for axis in axes.flat[len(tables) :]:
+        for axis in axes.flat[len(predictions) :]:
             axis.axis("off")
-        for axis, title, table in zip(axes.flat, words, tables.values(), strict=False):
+        for axis, title, table in zip(axes.flat, words, predictions.values(), strict=False):
             counts = confusion_matrix(table.label, table.predicted, labels=list(CLASSES))
             shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
             texts = [f"{n}\n{share:.0%}" for n, share in zip(counts.ravel(), shares.ravel(), strict=True)]
@@ -92,27 +97,27 @@ def plot_confusion_matrix(predictions: pd.DataFrame | dict, title: str = "Confus
                 shares, annot=np.array(texts).reshape(counts.shape), fmt="", cmap="Blues", vmin=0, vmax=1, cbar=False,
                 square=True, xticklabels=CLASSES, yticklabels=CLASSES, ax=axis, linewidths=1,
             )  # fmt: skip
-            right = f"{np.trace(counts)} of {counts.sum()} right"
+            title = f"{title}\n{np.trace(counts)} of {counts.sum()} right"
+            axis.set_title(title, fontsize=13 if columns < 3 else 11)
             axis.set(xlabel="predicted", ylabel="true")
-            axis.set_title(f"{title}\n{right}", fontsize=13 if columns < 3 else 11)
             axis.tick_params(length=0)
         return figure
 
 
 def plot_comparison(table: pd.DataFrame) -> Figure:
-    """Accuracy of each run of `compare` with its 95 % interval, beside what the original reported (diamonds).
+    """Accuracy of each run of `compare` with its 95 % interval; diamonds: accuracy of the original project.
 
-    It reported three networks under the protocol slides: no other run has a diamond to stand beside.
+    Only runs with the protocol slides and without augmentation have a diamond.
     """
     check_table("table", table, ["network", "chance", "accuracy", "accuracy 95 %"], "compare")
+    ends = table["accuracy 95 %"].str.extract(r"\[(.+), (.+)\]").astype(float)
+    lows, highs = (ends[end].fillna(table.accuracy) for end in ends)
+    reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
     with _figure(width=8.5, height=1.3 + 0.44 * len(table)) as (figure, axes):
-        axis, lows, highs = axes[0, 0], {}, {}
-        reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
+        axis = axes[0, 0]
         for row, (name, run) in enumerate(table.iterrows()):
-            low, high = [float(v) for v in re.findall(r"[\d.]+", run["accuracy 95 %"])[1:]] or [run.accuracy] * 2
             colour = _colour_of(name)
-            lows[name], highs[name] = low, high
-            axis.plot([low, high], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
+            axis.plot([lows[name], highs[name]], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
             if name in reported:
                 axis.plot(reported[name], row, "D", mfc="none", mec="black", markersize=8)
@@ -123,43 +128,46 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
         best = table.accuracy.idxmax()
-        others = table.index.drop(best)
-        reach = sum(highs[name] >= lows[best] for name in others)
+        others = highs.drop(best)
+        reach = (others >= lows[best]).sum()
         title = f"Highest: {best},\nits interval lies above all others"
-        if reach or others.empty:
+        if others.empty:
+            title = f"{best}: {table['accuracy 95 %'].iloc[0]}"
+        elif reach:
             title = f"The intervals overlap: {reach} of {len(others)} others\nreach the highest one"
-        label = "accuracy on the test images" + (" (diamond: the original)" if set(reported) & set(highs) else "")
-        axis.set(xlabel=label, title=title if len(others) else f"{best}: {table['accuracy 95 %'].iloc[0]}")
+        label = "accuracy on the test images" + (" (diamond: the original)" if set(reported) & set(table.index) else "")
+        axis.set(xlabel=label, title=title)
         axis.set_xlim(left=max(0, axis.get_xlim()[0]), right=1.02)
         return figure
 
 
 def plot_roc(predictions: pd.DataFrame) -> Figure:
-    """ROC and precision-recall curve of each class against the other two; areas under them with 95 % intervals."""
+    """ROC curve (AUC with 95 % interval) and precision-recall curve of each class against the other two."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     check_predictions(predictions, needed=PROBABILITIES)
     metrics = compute_metrics(predictions)
     with _figure(1, 2, 10.5, 3.7) as (figure, axes):
-        (roc, pr), found, ends = axes[0], [], []
+        (roc, pr), ends = axes[0], []
         for name in CLASSES:
             true, score = predictions.label.eq(name), predictions[f"p_{name}"]
             if true.all() or not true.any():
-                continue  # without one side there is no curve
+                continue  # no curve: only one of the two sides has images
+            colour = CLASS_COLOURS[name]
             false_positive, true_positive, _ = roc_curve(true, score)
-            roc.plot(false_positive, true_positive, color=CLASS_COLOURS[name], lw=2)
-            found.append(name)
+            roc.plot(false_positive, true_positive, color=colour, lw=2)
             precision, recall, _ = precision_recall_curve(true, score)
-            pr.plot(recall, precision, color=CLASS_COLOURS[name], lw=2)
-            pr.axhline(true.mean(), color=CLASS_COLOURS[name], linestyle=":", lw=1)
-            ends.append((name, 1, true.mean(), CLASS_COLOURS[name]))
-        order = sorted(found, key=lambda name: metrics[f"auc_{name}"])  # the largest AUC on top
+            pr.plot(recall, precision, color=colour, lw=2)
+            pr.axhline(true.mean(), color=colour, linestyle=":", lw=1)
+            ends.append((name, 1, true.mean(), colour))
+        order = sorted((name for name, *_ in ends), key=lambda name: metrics[f"auc_{name}"])  # the largest AUC on top
         labels = [(f"{name} {with_interval(metrics, f'auc_{name}')}", 1, 1, CLASS_COLOURS[name]) for name in order]
         roc.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
-        reach = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
-        title = "ROC: the intervals\nof the AUCs overlap" if order[1:] else "ROC"
-        if order[1:] and reach[-1][0] > max(high for _, high in reach[:-1]):
-            title = f"ROC: {order[-1]}\nis told apart best"
+        intervals = [metrics[f"auc_{name}_interval"] or (0, 1) for name in order]
+        title = "ROC"
+        if len(order) > 1:
+            apart = intervals[-1][0] > max(high for _, high in intervals[:-1])
+            title = f"ROC: {order[-1]}\nis told apart best" if apart else "ROC: the intervals\nof the AUCs overlap"
         roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title, ylim=(-0.03, 1.03))
         _label_ends(roc, labels)
         pr.set(xlabel="found (recall)", ylabel="precision", title="Precision; dotted: chance", ylim=(0, 1.03))

@@ -48,16 +48,16 @@ def plot_class_balance(images: pd.DataFrame) -> Figure:
     check_table("images", images, ["file", "label", "group"], "find_images")
     counts = images.groupby("label").agg(images=("file", "size"), patients=("group", "nunique"))
     counts = counts.reindex(CLASSES, fill_value=0)
+    colours, positions = [CLASS_COLOURS[name] for name in CLASSES], np.arange(len(CLASSES))
     with _figure(width=6, height=3) as (figure, axes):
-        positions = np.arange(len(CLASSES))
-        for shift, (column, alpha) in zip((-0.2, 0.2), (("images", 1), ("patients", 0.45)), strict=True):
-            colours = [CLASS_COLOURS[name] for name in CLASSES]
-            bars = axes[0, 0].bar(positions + shift, counts[column], 0.38, color=colours, alpha=alpha)
-            axes[0, 0].bar_label(bars, [f"{value:.0f}\n{column}" for value in counts[column]], fontsize=10)
-        axes[0, 0].set_xticks(positions, CLASSES)
-        largest, share = counts["images"].idxmax(), counts["images"].max() / max(counts["images"].sum(), 1)
-        axes[0, 0].set(ylabel="number", title=f"{share:.0%} of the images are {largest}, the largest class")
-        axes[0, 0].margins(y=0.2)
+        axis = axes[0, 0]
+        for column, shift, alpha in (("images", -0.2, 1), ("patients", 0.2, 0.45)):
+            bars = axis.bar(positions + shift, counts[column], 0.38, color=colours, alpha=alpha)
+            axis.bar_label(bars, [f"{value}\n{column}" for value in counts[column]], fontsize=10)
+        axis.set_xticks(positions, CLASSES)
+        largest, share = counts["images"].idxmax(), counts["images"].max() / len(images)
+        axis.set(ylabel="number", title=f"{share:.0%} of the images are {largest}, the largest class")
+        axis.margins(y=0.2)
         return figure
 
 
@@ -99,22 +99,23 @@ def plot_colour(images: pd.DataFrame) -> Figure:
 
     images = _readable(images, "label", "mode", "tint", maker="audit_images")
     modes = pd.crosstab(images.label, images["mode"], normalize="index").reindex(CLASSES)
+    texts = modes.map(lambda share: f"{share:.0%}" if share > 0 else "")
+    common = images["mode"].value_counts(normalize=True)
+    tinted = images.label[images.tint.abs() > 5].value_counts()  # grey levels
     with _figure(1, 2, 10, 3.4) as (figure, axes):
-        texts = modes.map(lambda share: f"{share:.0%}" if share > 0 else "")
-        sns.heatmap(modes, annot=texts, fmt="", cmap="Greys", vmin=0, vmax=1.3, cbar=False, linewidths=1, ax=axes[0, 0])
-        axes[0, 0].tick_params(length=0, labelrotation=0)
-        common = images["mode"].value_counts(normalize=True)
+        left, right = axes[0]
+        sns.heatmap(modes, annot=texts, fmt="", cmap="Greys", vmin=0, vmax=1.3, cbar=False, linewidths=1, ax=left)
+        left.tick_params(length=0, labelrotation=0)
         title = f"{common.max():.0%} of the files are {common.idxmax()}"
-        axes[0, 0].set(xlabel="colour mode (share of the class)", ylabel="", title=title)
+        left.set(xlabel="colour mode (share of the class)", ylabel="", title=title)
         for row, name in enumerate(CLASSES):
             tints = images.tint[images.label.eq(name)]
-            axes[0, 1].scatter(tints, _beside(row, tints), s=16, color=CLASS_COLOURS[name], alpha=0.7, linewidths=0)
-        axes[0, 1].set_yticks(range(len(CLASSES)), CLASSES)
-        axes[0, 1].invert_yaxis()
-        axes[0, 1].axvline(0, color="0.7", zorder=0)
-        tinted = images.label[images.tint.abs() > 5]  # grey levels
-        title = ", ".join(f"{name} {n}" for name, n in tinted.value_counts().items()) or "none"
-        axes[0, 1].set(xlabel="mean blue minus mean red (grey levels)", ylabel="", title=f"Tinted images: {title}")
+            right.scatter(tints, _beside(row, tints), s=16, color=CLASS_COLOURS[name], alpha=0.7, linewidths=0)
+        right.set_yticks(range(len(CLASSES)), CLASSES)
+        right.invert_yaxis()
+        right.axvline(0, color="0.7", zorder=0)
+        title = ", ".join(f"{name} {n}" for name, n in tinted.items()) or "none"
+        right.set(xlabel="mean blue minus mean red (grey levels)", title=f"Tinted images: {title}")
         return figure
 
 
@@ -124,23 +125,18 @@ def plot_mean_images(images: pd.DataFrame, size: int = 128, at_most: int = 150) 
     check_size(size)
     check_whole("at_most", at_most, 1)
     means = {}
-    present = [name for name in CLASSES if images.label.eq(name).any()]
-    for name in present:
-        files = images[images.label.eq(name)].sort_values("file").file
+    for name, files in images.sort_values("file").groupby("label").file:
         files = files.iloc[:: max(1, len(files) // at_most)]
         stack = [resize(read_image(_root(images) / file), size).mean(axis=-1) for file in files]
         means[name] = np.mean(stack, axis=0)
-    overall = np.mean(list(means.values()), axis=0)
-    limit = max(np.abs(mean - overall).max() for mean in means.values())
-    with _figure(2, len(present), 2.4 * len(present), 4.6, photographs=True) as (figure, axes):
-        for column, name in enumerate(present):
-            _show(axes[0, column], means[name], f"mean of {name}", vmin=0, vmax=255)
-            shown = axes[1, column].imshow(means[name] - overall, cmap="coolwarm", vmin=-limit, vmax=limit)
-            largest = np.abs(means[name] - overall).max()
-            title = f"minus mean: up to {largest:.0f}"
-            axes[1, column].set_title(title, fontsize=12, fontweight="normal", loc="center")
-            axes[1, column].axis("off")
-        figure.colorbar(shown, ax=axes[1, :], label="grey levels", shrink=0.8)
+    differences = np.array(list(means.values())) - np.mean(list(means.values()), axis=0)
+    limit = np.abs(differences).max()
+    with _figure(2, len(means), 2.4 * len(means), 4.6, photographs=True) as (figure, axes):
+        for (above, below), (name, mean), difference in zip(axes.T, means.items(), differences, strict=True):
+            _show(above, mean, f"mean of {name}", vmin=0, vmax=255)
+            title = f"minus mean: up to {np.abs(difference).max():.0f}"
+            _show(below, difference, title, cmap="coolwarm", vmin=-limit, vmax=limit)
+        figure.colorbar(below.images[0], ax=axes[1, :], label="grey levels", shrink=0.8)
         _name_credits(figure, credit_line(images))
         return figure
 
@@ -148,15 +144,15 @@ def plot_mean_images(images: pd.DataFrame, size: int = 128, at_most: int = 150) 
 def plot_images_per_patient(images: pd.DataFrame) -> Figure:
     """How many patients have one image, two, three, ..."""
     check_table("images", images, ["label", "group"], "find_images")
-    counts = images.groupby(["label", "group"]).size().rename("images").reset_index()
-    table = pd.crosstab(counts["images"], counts.label).reindex(columns=CLASSES, fill_value=0)
-    several = (counts["images"] > 1).sum()
+    counts = images.groupby(["label", "group"], as_index=False).size()
+    table = pd.crosstab(counts["size"], counts.label).reindex(columns=CLASSES, fill_value=0)
+    several = (counts["size"] > 1).sum()
     with _figure(len(CLASSES), 1, 8, 3.9, sharex=True, sharey=True) as (figure, axes):
         for axis, name in zip(axes[:, 0], CLASSES, strict=True):
             bars = axis.bar(table.index.astype(str), table[name], 0.6, color=CLASS_COLOURS[name])
-            axis.bar_label(bars, [f"{v:.0f}" if v else "" for v in table[name]], fontsize=11)
+            axis.bar_label(bars, [str(n) if n else "" for n in table[name]], fontsize=11)
             axis.set_ylabel(name, rotation=0, ha="right", va="center", fontweight="bold")
-            axis.set(yticks=[])
+            axis.set_yticks([])
             axis.margins(y=0.35)
         axes[0, 0].set_title(f"{several} of {len(counts)} patients have more than one image")
         axes[-1, 0].set_xlabel("images of one patient (number above: patients)")
@@ -176,13 +172,12 @@ def plot_preparation(images: pd.DataFrame, data: PreparedData, count: int = 4, s
     rows = rows.sample(min(count, len(rows)), random_state=seed)
     if other := sorted(set(rows.file) - set(images.file)):
         raise ValueError(f"images: {other[0]!r} of data is not in it; pass the table that data was made from.")
+    modes = images.set_index("file")["mode"]
     with _figure(2, count, 1.95 * count, 4.3, photographs=True) as (figure, axes):
-        for column, (index, file) in enumerate(rows.file.items()):
-            before = read_image(_root(images) / file)
-            mode = images.set_index("file")["mode"][file]
-            _show(axes[0, column], before, f"{before.width} x {before.height}, {mode}")
-            after = data.train.take([index])[0]
-            _show(axes[1, column], after, " x ".join(map(str, after.shape)))
+        for (above, below), (index, file) in zip(axes.T, rows.file.items(), strict=False):
+            before, after = read_image(_root(images) / file), data.train.take([index])[0]
+            _show(above, before, f"{before.width} x {before.height}, {modes[file]}")
+            _show(below, after, " x ".join(map(str, after.shape)))
         _name_credits(figure, credit_line(images))
         return figure
 
@@ -209,24 +204,25 @@ def plot_split(splits: dict) -> Figure:
     check_dict("splits", splits, '{"name": table of split_images}')
     for name, split in splits.items():
         check_table(f"splits[{name!r}]", split, ["label", "split"], "split_images")
+    room = 0.05 * max(map(len, splits.values()))  # lower bars have no room for a number
     with _figure(1, len(splits), 4.6 * len(splits), 3.2, sharey=True) as (figure, axes):
         for axis, (name, split) in zip(axes[0], splits.items(), strict=True):
             table = pd.crosstab(split.split, split.label).reindex(index=SPLITS, columns=CLASSES, fill_value=0)
-            bottom = np.zeros(len(table))
+            bottom = np.zeros(len(SPLITS), int)
             inside = table.min(axis=1) > 0.05 * max(map(len, splits.values()))  # else the numbers stand above the bar
             inside[SPLITS[0]] = True
-            for label in CLASSES:
-                bars = axis.bar(SPLITS, table[label], bottom=bottom, color=CLASS_COLOURS[label])
-                texts = [f"{label} {v}" if inside[side] else "" for side, v in table[label].items()]
+            for label, counts in table.items():
+                bars = axis.bar(SPLITS, counts, bottom=bottom, color=CLASS_COLOURS[label])
+                texts = [f"{label} {n}" if inside[side] else "" for side, n in counts.items()]
                 axis.bar_label(bars, texts, label_type="center", color=_ink(CLASS_COLOURS[label]), fontsize=10)
-                bottom += table[label].to_numpy()
+                bottom += counts.to_numpy()
             for x, side in enumerate(SPLITS):
                 place, of, style = (x, bottom[x]), "data", dict(ha="center", va="bottom", fontsize=10)
                 if not inside[side]:
                     names = "\n".join(f"{label} {table[label][side]}" for label in reversed(CLASSES))
                     place, of = (0.5, 1), axis.text(*place, names, **style)
-                axis.annotate(f"{bottom[x]:.0f}", place, xycoords=of, **style, fontweight="bold")
-            axis.set_title(f"{name}: {bottom[-1]:.0f} to test on")
+                axis.annotate(str(bottom[x]), place, xycoords=of, **style, fontweight="bold")
+            axis.set_title(f"{name}: {bottom[-1]} to test on")
             axis.margins(y=0.1)
         axes[0, 0].set_ylabel("images")
         return figure
@@ -246,12 +242,9 @@ def plot_patches(pixels: np.ndarray, patch_size: int, credit: str = "") -> Figur
     if height % patch_size or width % patch_size:
         raise ValueError(f"patch_size: {patch_size} does not divide {height}x{width} pixels.")
     rows, columns = height // patch_size, width // patch_size
-    cut = np.full((height + 2 * (rows - 1), width + 2 * (columns - 1), 3), 255, np.uint8)
-    for r in range(rows):
-        for c in range(columns):
-            patch = pixels[r * patch_size : (r + 1) * patch_size, c * patch_size : (c + 1) * patch_size]
-            top, left = r * (patch_size + 2), c * (patch_size + 2)
-            cut[top : top + patch_size, left : left + patch_size] = patch
+    cut = pixels.reshape(rows, patch_size, columns, patch_size, 3)
+    cut = np.pad(cut, [(0, 0), (0, 2), (0, 0), (0, 2), (0, 0)], constant_values=255)  # white lines of two pixels
+    cut = cut.reshape(rows * (patch_size + 2), columns * (patch_size + 2), 3)[:-2, :-2]
     with _figure(1, 2, 7.4, 3.9, photographs=True) as (figure, axes):
         _show(axes[0, 0], pixels, f"{height} x {width} pixels")
         _show(axes[0, 1], cut, f"{rows} x {columns} = {rows * columns} patches of {patch_size} x {patch_size}")

@@ -32,12 +32,11 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
     """One row an image: `file` (relative to the folder), `label`, `patient`, `group`, `source`, sorted by file.
 
     Reads a folder with `manifest.csv` (columns file, label; patient_id, source and more if there), a public set with
-    a table (see `LAYOUTS`), or class folders at any depth (train/val/test are merged). The number of images left out
-    is printed.
-    labels: which class a folder, or a label of a table, is: `{"Normais": "normal", "Outros": None}`; None leaves its
-    images out. Case and accents do not matter.
-    `group` is the patient, or the file itself where the patient is not known; `audit_images` joins duplicates.
+    a table (see `LAYOUTS`), or class folders at any depth (train/val/test are merged). Prints how many images are left
+    out. `group` is the patient, or the file itself where the patient is not known; `audit_images` joins duplicates.
     Links are followed. A name or cell that a spreadsheet would take for a formula gets the prefix "./".
+    labels: the class of a folder name or of a label in a table: `{"Normais": "normal", "Outros": None}`; None leaves
+    its images out. Case and accents do not matter.
 
     Raises FileNotFoundError: no such folder, or no images. ValueError: an unknown class (the message has the line to
     write), a name in `labels` that is not there, fewer than `least_classes`, or a table that is no UTF-8 CSV or holds
@@ -75,8 +74,7 @@ def find_images(folder: str | Path, least_classes: int = 2, labels: dict | None 
             f"A classifier needs at least two of {', '.join(CLASSES)}, each in a folder of its own. "
             "(find_images with least_classes=1 reads one class alone.)"
         )
-    for column in images:
-        images[column] = images[column].map(_inert, na_action="ignore")
+    images = images.map(_inert, na_action="ignore")
     images["group"] = images.patient.fillna(images.file)
     first = ["file", "label", "patient", "group", "source"]
     images = images[first + [column for column in images if column not in first]]
@@ -154,9 +152,9 @@ def read_image(path: str | Path) -> Image.Image:
 
     The file type is recognised by content, not by name; of several frames the first is read. DICOM (needs pydicom) is
     rescaled and windowed as its header says, and MONOCHROME1 inverted. Other grey pixels of 16 or 32 bits are scaled
-    from the range that this image uses, because 12 bits in a 16-bit file, common in radiology, would be near black.
-    So the brightness of two such images cannot be compared. NaN becomes the lowest value. (Of 16-bit colour Pillow
-    gives the upper 8 bits, unscaled.)
+    from the range that this image uses, because 12 bits in a 16-bit file, common in radiology, would be near black;
+    the brightness of two such images cannot be compared. NaN becomes the lowest value. 16-bit colour is not scaled:
+    Pillow gives its upper 8 bits.
 
     Raises OSError for a file that is no image, broken or truncated; ValueError for one whose decoding needs over
     680 MB: 113 megapixels of 8-bit grey, 68 of 16-bit grey, 56 of colour, 40 of others.

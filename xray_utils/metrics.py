@@ -25,18 +25,17 @@ def report(predictions: pd.DataFrame) -> pd.DataFrame:
     The scores of a class without test images are NaN; it is left out of the average.
     Raises ValueError for a missing column, an empty table, an unknown class, or p_... that are no probabilities.
     """
-    from sklearn.metrics import accuracy_score, classification_report
+    from sklearn.metrics import precision_recall_fscore_support
 
     check_predictions(predictions)
-    options = dict(labels=list(CLASSES), output_dict=True, zero_division=0)
-    rows = classification_report(predictions.label, predictions.predicted, **options)
-    table = pd.DataFrame({name: rows[name] for name in CLASSES}).T
-    scores = ["precision", "recall", "f1-score"]
-    table.loc[table.support.eq(0), scores] = np.nan
-    table.loc["macro avg"] = table[scores].mean().to_dict() | {"support": len(predictions)}
-    accuracy = accuracy_score(predictions.label, predictions.predicted)
-    table.loc["accuracy"] = [np.nan, np.nan, accuracy, len(predictions)]
-    return table.rename(columns={"f1-score": "f1", "support": "images"}).astype({"images": int})
+    true, predicted = predictions.label, predictions.predicted
+    scores = precision_recall_fscore_support(true, predicted, labels=list(CLASSES), zero_division=0)
+    table = pd.DataFrame(np.transpose(scores), CLASSES, columns=["precision", "recall", "f1", "images"])
+    table.loc[table["images"].eq(0), ["precision", "recall", "f1"]] = np.nan
+    table.loc["macro avg"] = table.mean()
+    table.loc["accuracy", "f1"] = (true == predicted).mean()
+    table.loc[["macro avg", "accuracy"], "images"] = len(predictions)
+    return table.astype({"images": int})
 
 
 def compute_metrics(predictions: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> dict:
@@ -99,15 +98,14 @@ def grouped_mean(
     good = table.notna().all(axis=1).to_numpy()
     if not good.any():
         raise ValueError("table: no row of it is complete; there is nothing to average.")
-    values, group = table.to_numpy(float)[good], pd.Series(np.asarray(groups)[good]).factorize()[0]
-    drawn = [w[:, group] @ values / w[:, group].sum(axis=1)[:, None] for w in _draws(group.max() + 1, resamples, seed)]
-    result = {"images": int(good.sum()), "groups": int(group.max() + 1)}
+    values, group = table.to_numpy(float)[good], names[good].factorize()[0]
+    n = int(group.max() + 1)
+    drawn = [w[:, group] @ values / w[:, group].sum(axis=1)[:, None] for w in _draws(n, resamples, seed)]
+    result = {"images": len(values), "groups": n}
     for column, value, spread in zip(table, values.mean(axis=0), np.concatenate(drawn).T, strict=True):
-        share, n = pd.api.types.is_bool_dtype(table[column]), result["groups"]
-        result[column] = float(value)
-        result[f"{column}_interval"] = (
-            _wilson_interval(value, spread, n, len(values)) if share else _percentile_interval(spread, n)
-        )
+        share = pd.api.types.is_bool_dtype(table[column])
+        interval = _wilson_interval(value, spread, n, len(values)) if share else _percentile_interval(spread, n)
+        result |= {column: float(value), f"{column}_interval": interval}
     return result
 
 
@@ -122,14 +120,12 @@ def _draws(groups, resamples, seed, chunk=100):
         yield rng.multinomial(groups, equal, min(chunk, resamples - start))
 
 
-def _percentile_interval(values, groups, level=0.95):
+def _percentile_interval(values, groups):
     """The middle 95 % of bootstrap values as [low, high], or None."""
-    return (
-        None if _has_no_interval(values, groups) else np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    )
+    return None if _has_no_interval(values, groups) else np.quantile(values, [0.025, 0.975]).tolist()
 
 
-def _wilson_interval(value, drawn, groups, images, level=0.95):
+def _wilson_interval(value, drawn, groups, images):
     """Wilson's interval of a share, [low, high], for the effective number of images: that with the variance of `drawn`.
 
     drawn: bootstrap values. groups: their number behind the share. A share of 0 or 1 has no variance: then each group
@@ -139,25 +135,25 @@ def _wilson_interval(value, drawn, groups, images, level=0.95):
         return None
     variance = np.nanvar(drawn) * groups / (groups - 1)  # a bootstrap over few groups underestimates it
     n = min(images, value * (1 - value) / variance) if variance > 1e-12 and 0 < value < 1 else groups
-    t = scipy.stats.t.ppf((1 + level) / 2, groups - 1)
+    t = scipy.stats.t.ppf(0.975, groups - 1)
     centre, half = value + t**2 / 2 / n, t * np.sqrt(value * (1 - value) / n + t**2 / 4 / n**2)
-    return (np.clip([centre - half, centre + half] / (1 + t**2 / n), 0, 1)).tolist()
+    return np.clip([centre - half, centre + half] / (1 + t**2 / n), 0, 1).tolist()
 
 
-def _difference_interval(value, drawn, groups, level=0.95):
+def _difference_interval(value, drawn, groups):
     """Student's interval of a difference, [low, high], with the variance of its bootstrap values `drawn`.
 
     Without variance (equal predictions) it is that of a share of 0, on both sides.
     """
     if _has_no_interval(drawn, groups):
         return None
-    t, deviation = scipy.stats.t.ppf((1 + level) / 2, groups - 1), np.nanstd(drawn) * np.sqrt(groups / (groups - 1))
+    t, deviation = scipy.stats.t.ppf(0.975, groups - 1), np.nanstd(drawn) * np.sqrt(groups / (groups - 1))
     half = float(t * deviation if deviation > 1e-6 else t**2 / (groups + t**2))
     return [max(-1.0, value - half), min(1.0, value + half)]
 
 
 def _has_no_interval(drawn, groups):
-    """True if there is no interval: too few bootstrap values, over 5 % of them undefined, or a single group."""
+    """True if there are fewer than 20 bootstrap values, over 5 % of them undefined, or a single group."""
     return len(drawn) < 20 or np.isnan(drawn).mean() > 0.05 or groups < 2
 
 
@@ -197,7 +193,7 @@ def compare_two(
 ) -> dict:
     """Accuracy of `second` minus that of `first`: `difference`, with a 95 % interval over groups, as a dict.
 
-    Groups are drawn for both tables together (paired bootstrap); one name is one patient in both. The interval is
+    Groups are drawn for both tables together (paired bootstrap): the same name means the same patient. The interval is
     Student's, with the variance of these draws. For accuracy on the same images there is also an exact McNemar test
     (McNemar 1947): `only_first` and `only_second`, the images that only one table predicts correctly, and its `p`.
     statistic: any number of `compute_metrics` with an interval, such as "auc_covid"; None if it cannot be computed.
@@ -208,34 +204,31 @@ def compare_two(
         check_predictions(table, argument)
     check_whole("resamples", resamples, 1)
     check_whole("seed", seed)
-    keys = [table[["file", *(["mirrored"] if "mirrored" in table else [])]].astype(str).agg("|".join, axis=1)
-            for table in tables]  # fmt: skip
     ones = [_statistics(table, np.ones((1, len(table)))) for table in tables]
     check_choice("statistic", statistic, sorted(ones[0].keys() & ones[1].keys()))
     names = pd.concat([table["group" if "group" in table else "file"] for table in tables]).factorize()[0]
     groups = names[: len(first)], names[len(first) :]
     drawn = []
-    for weights in _draws(names.max() + 1, resamples, seed):
-        with np.errstate(invalid="ignore"):
-            one, two = (
-                _statistics(table, weights[:, group])[statistic] for table, group in zip(tables, groups, strict=True)
-            )
-        drawn.append(two - one)
+    with np.errstate(invalid="ignore"):  # no image of one table may be drawn
+        for weights in _draws(names.max() + 1, resamples, seed):
+            one, two = (_statistics(table, weights[:, of])[statistic] for table, of in zip(tables, groups, strict=True))
+            drawn.append(two - one)
     difference = float(ones[1][statistic][0] - ones[0][statistic][0])
     result = {"difference": None if np.isnan(difference) else difference}
     behind = min(_groups_of_each_number(table)[statistic] for table in tables)
     result["difference_interval"] = _difference_interval(difference, np.concatenate(drawn), behind)
-    if set(keys[0]) == set(keys[1]) and keys[0].is_unique and keys[1].is_unique:
-        named = [table.set_axis(key) for table, key in zip(tables, keys, strict=True)]
-        named[1] = named[1].reindex(named[0].index)
-        if not named[0].label.equals(named[1].label):
-            raise ValueError("second: the same images have other labels than in first; these tables do not belong "
-                             "together.")  # fmt: skip
+    one, two = (table.set_index([name for name in ("file", "mirrored") if name in table]) for table in tables)
+    if one.index.is_unique and two.index.is_unique and set(one.index) == set(two.index):
+        two = two.loc[one.index]
+        if not one.label.equals(two.label):
+            raise ValueError(
+                "second: the same images have other labels than in first; these tables do not belong together."
+            )
         if statistic == "accuracy":
-            one, other = (table.label.eq(table.predicted) for table in named)
-            result["only_first"], result["only_second"] = int((one & ~other).sum()), int((~one & other).sum())
-            differing = result["only_first"] + result["only_second"]
-            result["p"] = float(scipy.stats.binomtest(result["only_first"], differing).pvalue) if differing else 1.0
+            first_right, second_right = one.label.eq(one.predicted), two.label.eq(two.predicted)
+            gained, lost = int((second_right & ~first_right).sum()), int((first_right & ~second_right).sum())
+            p = float(scipy.stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+            result |= {"only_first": lost, "only_second": gained, "p": p}
     return result
 
 
@@ -248,17 +241,9 @@ def compare_pairs(tables: dict) -> pd.DataFrame:
     rows = {}
     for first, second in combinations(tables, 2):
         result = compare_two(tables[first], tables[second])
-        rows[f"{second} minus {first}"] = {
-            "difference": with_interval(result, "difference"),
-            "gained": result.get("only_second"),
-            "lost": result.get("only_first"),
-            "McNemar p": result.get("p"),
-        }
-    columns = ["difference", "gained", "lost", "McNemar p"]  # of one network, too, which has no pair
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
-
-
-TEXT = ("file", "label", "predicted", "group", "source")  # the text columns of predictions.csv
+        numbers = [result.get(key) for key in ("only_second", "only_first", "p")]
+        rows[f"{second} minus {first}"] = [with_interval(result, "difference"), *numbers]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "gained", "lost", "McNemar p"])
 
 
 def with_interval(metrics: dict, key: str) -> str:

@@ -80,17 +80,16 @@ def resnet18(weights: str | None = None, num_classes: int = 3, seed: int = 0) ->
     Raises FileNotFoundError for a missing file, ValueError for weights that do not fit, RuntimeError with a
     remedy when the download fails.
     """
-    from torchvision.models import ResNet18_Weights
-    from torchvision.models import resnet18 as torchvision_resnet18
+    from torchvision import models
 
     check_whole("num_classes", num_classes, 2)
     check_whole("seed", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = torchvision_resnet18(num_classes=num_classes)
+        model = models.resnet18(num_classes=num_classes)
     if weights is not None:
         if str(weights).lower() == "imagenet":
-            enum = ResNet18_Weights.IMAGENET1K_V1
+            enum = models.ResNet18_Weights.IMAGENET1K_V1
             try:
                 state = enum.get_state_dict(progress=False, check_hash=True)
             except Exception as error:
@@ -100,13 +99,12 @@ def resnet18(weights: str | None = None, num_classes: int = 3, seed: int = 0) ->
                 ) from error
         else:
             state = load_weights(weights)
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        layers = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        last = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("fc.")}
         try:
-            wrong = model.load_state_dict(state, strict=False)
-        except RuntimeError as error:  # tensors of other shapes
+            model.load_state_dict(layers | last)
+        except RuntimeError as error:  # other names, or tensors of other shapes
             raise ValueError(f"weights: {str(weights)!r} are not those of a ResNet18 ({str(error)[:200]}).") from error
-        if wrong.unexpected_keys or any(not name.startswith("fc.") for name in wrong.missing_keys):
-            raise ValueError(f"weights: {str(weights)!r} are not those of a ResNet18 ({str(wrong)[:200]}).")
     return _finish(model, {"network": "resnet18", "num_classes": num_classes}, IMAGENET_STATISTICS)
 
 
@@ -126,12 +124,15 @@ def load_weights(path):
                 raise ValueError("it is compressed, which torch.save never does")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file may raise anything
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"weights: {str(path)!r} could not be read as plain tensors ({reason}).") from error
+        raise ValueError(f"weights: {str(path)!r} could not be read as plain tensors ({_reason(error)}).") from error
     tensors = isinstance(state, dict) and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
     if not tensors or not all(isinstance(name, str) for name in state):
         raise ValueError(f"weights: {str(path)!r} does not hold named tensors (a state_dict).")
     return state
+
+
+def _reason(error):
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def tensors_of(model):
@@ -177,65 +178,62 @@ def vit(
             config = transformers.ViTConfig(**SMALL_VIT, **labels)
             model, statistics = transformers.ViTForImageClassification(config), HALF_STATISTICS
         else:
-            verbosity = transformers.logging.get_verbosity()
-            transformers.logging.set_verbosity_error()  # the new head is intended
-            transformers.logging.disable_progress_bar()
-            name, revision = str(weights), None
-            try:
-                if not os.path.isdir(name):  # on the Hub: a pinned commit
-                    name, _, revision = name.partition("@")
-                    revision = VIT_REVISION if name == VIT_NAME and not revision else revision
-                    if not re.fullmatch("[0-9a-f]{40}", revision):
-                        raise ValueError("no folder, and no name on the Hub with @ and a commit of 40 hex digits")
-                options = dict(revision=revision, trust_remote_code=False)
-                model, loading = transformers.ViTForImageClassification.from_pretrained(
-                    name,
-                    **labels,
-                    use_safetensors=True,
-                    attn_implementation="sdpa",  # a hostile config.json could name a kernel to fetch
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    **options,
-                )
-                absent = [*loading["missing_keys"], *loading["mismatched_keys"]]  # the latter may be pairs with shapes
-                absent = {key if isinstance(key, str) else key[0] for key in absent}
-                if absent := sorted(name for name in absent if not name.startswith("classifier.")):
-                    raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
-                if not pretrained:
-                    torch.manual_seed(seed)
-                    model = transformers.ViTForImageClassification(model.config)
-                if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "preprocessor_config.json")):
-                    processor = transformers.ViTImageProcessor()
-                    print(
-                        f"weights: {name!r} has no preprocessor_config.json. Pixels are normalised by the defaults of "
-                        f"ViTImageProcessor: mean {processor.image_mean}, std {processor.image_std}."
-                    )
-                else:
-                    processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
-            except Exception as error:  # a broken or hostile folder may raise anything
-                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                raise RuntimeError(
-                    f"weights: {str(weights)!r} could not be loaded ({reason}). With a "
-                    f"network: huggingface_hub.snapshot_download({VIT_NAME!r}, revision={VIT_REVISION!r}, "
-                    "local_dir='vit-weights'), then pass weights='vit-weights'. Without: weights=None trains a small "
-                    "one from random weights."
-                ) from error
-            finally:
-                transformers.logging.set_verbosity(verbosity)
-            statistics = processor.image_mean, processor.image_std
-    if freeze:
-        for parameter in model.vit.parameters():
-            parameter.requires_grad = False
-    passing = (
-        "transformers_version",
-        "architectures",
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-    )  # not kept
+            model, statistics = _pretrained_vit(str(weights), labels)
+            if not pretrained:
+                torch.manual_seed(seed)
+                model = transformers.ViTForImageClassification(model.config)
+    model.vit.requires_grad_(not freeze)
+    passing = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path")  # not kept
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in passing}
     spec = {"network": "vit", "num_classes": num_classes, "freeze": freeze, "config": config}
     return _finish(model.float(), spec, statistics)
+
+
+def _pretrained_vit(weights, labels):
+    """A ViT with pretrained weights from a folder or the Hub and a new head for `labels`; mean and std of its input."""
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the new head is intended
+    transformers.logging.disable_progress_bar()
+    name, revision = weights, None
+    try:
+        if not os.path.isdir(name):  # on the Hub: a pinned commit
+            name, _, revision = name.partition("@")
+            revision = VIT_REVISION if name == VIT_NAME and not revision else revision
+            if not re.fullmatch("[0-9a-f]{40}", revision):
+                raise ValueError("no folder, and no name on the Hub with @ and a commit of 40 hex digits")
+        options = dict(revision=revision, trust_remote_code=False)
+        model, loading = transformers.ViTForImageClassification.from_pretrained(
+            name,
+            use_safetensors=True,
+            attn_implementation="sdpa",  # a hostile config.json could name a kernel to fetch
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **labels,
+            **options,
+        )
+        absent = [*loading["missing_keys"], *loading["mismatched_keys"]]  # the latter may be pairs with shapes
+        absent = {key if isinstance(key, str) else key[0] for key in absent}
+        if absent := sorted(key for key in absent if not key.startswith("classifier.")):
+            raise ValueError(f"not those of a ViT: {len(absent)} tensors are missing, such as {absent[0]}")
+        if not os.path.isdir(name) or os.path.isfile(os.path.join(name, "preprocessor_config.json")):
+            processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+        else:
+            processor = transformers.ViTImageProcessor()
+            print(
+                f"weights: {name!r} has no preprocessor_config.json. Pixels are normalised by the defaults of "
+                f"ViTImageProcessor: mean {processor.image_mean}, std {processor.image_std}."
+            )
+        return model, (processor.image_mean, processor.image_std)
+    except Exception as error:  # a broken or hostile folder may raise anything
+        raise RuntimeError(
+            f"weights: {weights!r} could not be loaded ({_reason(error)}). With a network: "
+            f"huggingface_hub.snapshot_download({VIT_NAME!r}, revision={VIT_REVISION!r}, local_dir='vit-weights'), "
+            "then pass weights='vit-weights'. Without: weights=None trains a small one from random weights."
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def _vit_of_spec(spec):

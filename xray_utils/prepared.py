@@ -1,4 +1,4 @@
-"""Images of one size as one memory-mapped array on disk; `load_data` goes all the way."""
+"""Images of one size as one memory-mapped array on disk; `load_data` finds, audits, splits and prepares them."""
 
 import hashlib
 import json
@@ -23,15 +23,16 @@ from .splits import _check_split, split_images
 
 SUMMED = 2 * 10**8  # bytes: the checksum of larger prepared sets is skipped (1,300 images of 224 x 224)
 PREPARED_VERSION = 2  # part of the key: raise it when the pixels of a prepared set change
+INDEX = ["file", "bytes", "mtime_ns"]  # the columns of index.csv: a file that has other values is decoded again
 
 
 def check_data(data):
-    """`data` is a prepared set."""
+    """Raise ValueError unless `data` is a prepared set."""
     check_kind("data", data, PreparedData, "prepared set", "what prepare or load_data returned")
 
 
 def check_split(split):
-    """`split` is one side of a prepared set, with images."""
+    """Raise ValueError unless `split` is a side of a prepared set, with images."""
     check_kind("split", split, Split, "side of a prepared set", "data.test, say")
     if not len(split):
         raise ValueError("split: there are no images in it; pass a side of a prepared set that has some.")
@@ -65,9 +66,8 @@ class Split:
 
     def fingerprint(self):
         """sha256 over rows and pixels: it does not depend on where the images are stored."""
-        digest = hashlib.sha256(
-            self.rows[["file", "label", "mirrored"]].to_csv(index=False, lineterminator="\n").encode()
-        )
+        rows = self.rows[["file", "label", "mirrored"]].to_csv(index=False, lineterminator="\n")
+        digest = hashlib.sha256(rows.encode())
         for start in range(0, len(self), 16):  # small: it fits the processor cache
             digest.update(self.pixels[self.positions[start : start + 16]])
         return digest.hexdigest()
@@ -106,15 +106,11 @@ def prepare(images: pd.DataFrame, size: int = 224) -> PreparedData:
             raise ValueError(f"images: no rows with split {name!r}; {images.file.nunique()} images are too few.")
     root, size = _root(images), int(size)
     positions, files = images.file.factorize(sort=True)
-    files = files.tolist()
-    stats, start = [], f"{root}{os.sep}"
-    try:
-        for file in files:
-            stat = os.stat(start + file)  # text is much faster than Path for 100,000 files
-            stats.append((file, stat.st_size, stat.st_mtime_ns))
-    except (OSError, ValueError):
+    stats = []
+    for file in files:
         with _named(file):
-            raise
+            stat = os.stat(f"{root}{os.sep}{file}")  # text is much faster than Path for 100,000 files
+        stats.append((file, stat.st_size, stat.st_mtime_ns))
     key = hashlib.sha256(json.dumps([PREPARED_VERSION, str(root), size, stats]).encode()).hexdigest()[:16]
     folder = outputs_dir("prepared", key)
     if not _is_whole(folder):
@@ -148,12 +144,10 @@ def load_data(
         check_size(size)
     images = audit_images(find_images(data_dir(), labels=labels))
     size = default_size(images) if size is None else size
-    data = prepare(split_images(images, protocol=protocol, seed=seed, mirror=mirror), size=size)
+    data = prepare(split_images(images, protocol, seed, mirror), size)
     print(describe_images(images))
-    print(
-        ", ".join(f"{side} {len(getattr(data, side))}" for side in SPLITS),
-        f"(protocol {protocol}, mirror {mirror}, {size} pixels)",
-    )
+    sides = ", ".join(f"{side} {len(getattr(data, side))}" for side in SPLITS)
+    print(f"{sides} (protocol {protocol}, mirror {mirror}, {size} pixels)")
     return data
 
 
@@ -190,9 +184,7 @@ def _prepared_before(root, stats, size, parent):
             if [known[key] for key in ("version", "root", "size")] != [PREPARED_VERSION, str(root), size]:
                 continue
             index = pd.read_csv(meta.with_name("index.csv"), dtype={"file": str}, keep_default_na=False)
-            where = {
-                row: i for i, row in enumerate(index[["file", "bytes", "mtime_ns"]].itertuples(index=False, name=None))
-            }
+            where = {row: i for i, row in enumerate(index[INDEX].itertuples(index=False, name=None))}
             same = {row[0]: where[row] for row in stats if row in where}
             if len(same) > len(best) and _is_whole(meta.parent):
                 best, pixels = same, np.load(meta.with_name("images.npy"), mmap_mode="r")
@@ -206,7 +198,7 @@ def _write_prepared(root, stats, size, folder):
         whole.mkdir()
         before = _prepared_before(root, stats, size, folder.parent)
         _write_pixels(root, files, size, whole / "images.npy", *before)
-        pd.DataFrame(stats, columns=["file", "bytes", "mtime_ns"]).to_csv(whole / "index.csv", index=False)
+        pd.DataFrame(stats, columns=INDEX).to_csv(whole / "index.csv", index=False)
         stat = os.stat(whole / "images.npy")
         meta = {"version": PREPARED_VERSION, "root": str(root), "images": len(files), "size": size}
         meta |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}

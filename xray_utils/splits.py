@@ -52,11 +52,9 @@ def split_images(
     if protocol == "slides":
         if mirror:
             rows = pd.concat([rows, rows.assign(mirrored=True)], ignore_index=True)
-        n_train, n_val = int(fractions[0] * len(rows)), int(fractions[1] * len(rows))
-        order = rng.permutation(len(rows))
-        rows["split"] = "test"
-        rows.loc[order[:n_train], "split"] = "train"
-        rows.loc[order[n_train : n_train + n_val], "split"] = "val"
+        train, val = (int(fraction * len(rows)) for fraction in fractions[:2])
+        sides = np.repeat(SPLITS, [train, val, len(rows) - train - val])
+        rows.loc[rng.permutation(len(rows)), "split"] = sides
     else:
         rows["split"] = _grouped_split(rows, fractions, rng)
         if mirror:
@@ -69,22 +67,21 @@ def split_images(
 
 def _grouped_split(rows, fractions, rng):
     """Assign whole groups, largest first, ties in random order, to the side that lacks most of their classes."""
-    counts = pd.crosstab(rows.group, rows.label).sort_index()
+    counts = pd.crosstab(rows.group, rows.label)
     counts = counts.iloc[rng.permutation(len(counts))]
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     wanted = np.outer(fractions, counts.sum())  # [3 sides, classes]
     filled = np.zeros_like(wanted)
     side = {}
     for group, row in zip(counts.index, counts.to_numpy(), strict=True):
-        lack = ((wanted - filled) / wanted * row).sum(axis=1)
-        side[group] = int(lack.argmax())
-        filled[side[group]] += row
-    return rows.group.map(side).map(dict(enumerate(SPLITS)))
+        lacks_most = ((wanted - filled) / wanted * row).sum(axis=1).argmax()
+        side[group] = SPLITS[lacks_most]
+        filled[lacks_most] += row
+    return rows.group.map(side)
 
 
 def count_split(split: pd.DataFrame) -> pd.DataFrame:
     """Images per class and side, with totals: the table [classes + all, train, val, test, all]."""
     check_table("split", split, ["label", "split"], "split_images")
-    return pd.crosstab(split.label, split.split, margins=True, margins_name="all").reindex(
-        columns=[*SPLITS, "all"], fill_value=0
-    )
+    counts = pd.crosstab(split.label, split.split, margins=True, margins_name="all")
+    return counts.reindex(columns=[*SPLITS, "all"], fill_value=0)

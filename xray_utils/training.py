@@ -14,7 +14,7 @@ from ._support.memory import channels_first_for_few, memory_for, memory_kept
 from ._support.runs import Run, load_run
 from ._support.session import Counters, Session, check_material
 from .batches import batches, to_input
-from .constants import CLASSES
+from .constants import CLASSES, PROBABILITIES
 from .models import check_model, evaluating, logits_of
 from .prepared import PreparedData, Split, check_split
 
@@ -142,8 +142,9 @@ def fit(
 def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.DataFrame:
     """Predictions of the network for each image, in fp32: `file, label, predicted, p_covid, p_normal, p_virus, ...`.
 
-    Then `group`, `mirrored`, `source` and `view`, where known. Raises ValueError for an empty
-    split or a model with another number of classes, RuntimeError when memory runs out, with a batch size to try.
+    Further columns: `group`, `mirrored`, `source` and `view`, where known. Raises ValueError for an empty split or a
+    model with another number of classes, FloatingPointError for outputs that are not finite, RuntimeError when memory
+    runs out (with a batch size to try).
     """
     check_use(model, split, batch_size)
     parts = []
@@ -152,13 +153,12 @@ def predict(model: torch.nn.Module, split: Split, batch_size: int = 64) -> pd.Da
             with memory_for(len(indices)):
                 parts.append(logits_of(model, to_input(split.take(indices), model, device)).float())
     probabilities = torch.cat(parts).cpu().double().softmax(dim=1).numpy()
-    if probabilities.shape[1] != len(CLASSES):
-        found = probabilities.shape[1]
+    if (found := probabilities.shape[1]) != len(CLASSES):
         raise ValueError(f"model: it has {found} classes; needed: {len(CLASSES)}, {', '.join(CLASSES)}.")
     if not np.isfinite(probabilities).all():
         raise FloatingPointError("model: its outputs are not finite; its weights are broken. Train it again.")
     table = split.rows[["file", "label"]].assign(predicted=np.array(CLASSES)[probabilities.argmax(axis=1)])
-    table[[f"p_{name}" for name in CLASSES]] = probabilities
+    table[PROBABILITIES] = probabilities
     extra = [column for column in ("group", "mirrored", "source", "view") if column in split.rows]
     table = pd.concat([table, split.rows[extra]], axis=1)
     table.attrs = {"fingerprint": split.fingerprint(), "images": len(split)}  # checked by save_results
