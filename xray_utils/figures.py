@@ -124,10 +124,9 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
         axis.set_ylim(len(table) - 0.4, -1)
         best = table.accuracy.idxmax()
         others = table.index.drop(best)
-        reach = sum(highs[name] >= lows[best] for name in others)
         title = f"Highest: {best},\nits interval lies above all others"
-        if reach or others.empty:
-            title = f"The intervals overlap: {reach} of {len(others)} others\nreach the highest one"
+        if any(highs[name] >= lows[best] for name in others):
+            title = "The intervals overlap:\ncompare the networks with a paired test"
         label = "accuracy on the test images" + (" (diamond: the original)" if set(reported) & set(highs) else "")
         axis.set(xlabel=label, title=title if len(others) else f"{best}: {table['accuracy 95 %'].iloc[0]}")
         axis.set_xlim(left=max(0, axis.get_xlim()[0]), right=1.02)
