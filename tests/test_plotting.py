@@ -321,7 +321,7 @@ def test_a_comparison_names_a_highest_run_only_beyond_all_other_intervals(table)
     assert title_of(apart) == f"Highest: {table.index[2]},\nits interval lies above all others"
     texts[1] = "0.600 [0.500, 0.850]"
     overlapping = draw(xu.plot_comparison, spread.assign(**{"accuracy 95 %": texts}))
-    assert title_of(overlapping) == "The intervals overlap: 1 of 2 others\nreach the highest one"
+    assert title_of(overlapping) == "The intervals overlap:\ncompare the networks with a paired test"
 
 
 def test_roc_names_the_area_of_each_class_and_leaves_out_a_class_that_is_absent():

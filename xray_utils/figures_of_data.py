@@ -204,12 +204,12 @@ def plot_split(splits: dict) -> Figure:
     check_dict("splits", splits, '{"name": table of split_images}')
     for name, split in splits.items():
         check_table(f"splits[{name!r}]", split, ["label", "split"], "split_images")
-    room = 0.05 * max(map(len, splits.values()))  # lower bars have no room for a number
+    room = 0.05 * max(map(len, splits.values()))  # in a lower bar: its numbers stand above it
     with _figure(1, len(splits), 4.6 * len(splits), 3.2, sharey=True) as (figure, axes):
         for axis, (name, split) in zip(axes[0], splits.items(), strict=True):
             table = pd.crosstab(split.split, split.label).reindex(index=SPLITS, columns=CLASSES, fill_value=0)
             bottom = np.zeros(len(SPLITS), int)
-            inside = table.min(axis=1) > 0.05 * max(map(len, splits.values()))  # else the numbers stand above the bar
+            inside = table.min(axis=1) > room
             inside[SPLITS[0]] = True
             for label, counts in table.items():
                 bars = axis.bar(SPLITS, counts, bottom=bottom, color=CLASS_COLOURS[label])

@@ -36,14 +36,14 @@ def cached(name, split):
     return np.load(path)["features"]
 
 
-def probe(known, rows, asked, asked_rows, weights=None):
+def probe(known, rows, tested, tested_rows, weights=None):
     """The answers of a logistic regression on features, as a predictions table."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     with threadpool_limits(1):
         model.fit(known, rows.label, logisticregression__sample_weight=weights)
-        found = model.predict_proba(asked)
-    columns = [column for column in ("group", "source", "view") if column in asked_rows]
-    table = asked_rows[["file", "label", *columns]].reset_index(drop=True)
+        found = model.predict_proba(tested)
+    columns = [column for column in ("group", "source", "view") if column in tested_rows]
+    table = tested_rows[["file", "label", *columns]].reset_index(drop=True)
     table["predicted"] = model.classes_[found.argmax(axis=1)]
     return table.assign(**{f"p_{name}": found[:, i] for i, name in enumerate(model.classes_)})
 
@@ -68,23 +68,23 @@ def answers(name, data, away, *sides):
 
 
 def areas(data, away, probes, scores):
-    """Every network and every question that was tried: AUC covid against normal internal (test images) and away."""
+    """Every network and every score that was tried: AUC covid against normal internal (test images) and away."""
     rows = []
     tables = dict(probes)
     for name in (*xu.NOTEBOOKS, "baseline_cnn_shared_sources", "vit_shared_sources"):
         found = answers(name, data, away, "test", "external")
         tables |= {name: found} if found else {}
     for name, (internal, there) in tables.items():
-        shared = "shared" in name  # trained without covid: it can only be asked for pneumonia
-        for question, positive in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
+        shared = "shared" in name  # trained without covid: it can only be evaluated on pneumonia
+        for score, positive in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
             if not shared or positive == "virus":
                 areas_ = {"internal": area(internal, positive), "external": area(there, positive)}
                 areas_["one place"] = area(there, positive, within=True)
-                rows.append({"network": name, "asked": question, **areas_})
+                rows.append({"network": name, "score": score, **areas_})
     inside = xu.within_sources(scores[1][0])
     scores.append((scores[1][0][inside].reset_index(drop=True), scores[1][1][inside]))
     found = [xu.with_interval(xu.covid_auc(table, score), "auc_covid") for table, score in scores]
-    row = {"network": "ViT, fixed features", "asked": "pneumonia : normal, within sources"}
+    row = {"network": "ViT, fixed features", "score": "pneumonia : normal, within sources"}
     rows.append(row | dict(zip(("internal", "external", "one place"), found, strict=True)))
     return pd.DataFrame(rows)
 
@@ -115,8 +115,8 @@ def over_seeds():
     for path in sorted((TABLES.parent / "runs").glob("short_*/external.csv")):
         table = pd.read_csv(path)
         row = {"run": path.parent.name}
-        for question, positive in (("p of covid", None), ("covid : normal", "covid")):
-            row |= {f"{question}, {where}": area(table, positive, within)
+        for score, positive in (("p of covid", None), ("covid : normal", "covid")):
+            row |= {f"{score}, {where}": area(table, positive, within)
                     for where, within in (("one place", True), ("all", False))}  # fmt: skip
         normal = table[table.label.eq("normal")]
         rows.append(row | {"normal called covid": normal.predicted.eq("covid").mean().round(3)})
@@ -142,14 +142,14 @@ def controls(internal, away, known, there, draws=20, resamples=100):
                 for draw in range(1 if alone else draws):
                     rng = np.random.default_rng(draw)
                     chosen = rng.choice(pool, count, replace=False)
-                    asked = places != place
-                    asked &= ~away.rows.group.isin(away.rows.group.iloc[chosen]).to_numpy()  # their patients are known
+                    tested = places != place
+                    tested &= ~away.rows.group.isin(away.rows.group.iloc[chosen]).to_numpy()  # their patients are known
                     rows_ = pd.concat([internal.rows[train], away.rows.iloc[chosen]])
                     weights = np.r_[np.ones(train.sum()), np.full(count, weight)]
                     features = np.concatenate([known[train], there[chosen]])
-                    both = np.concatenate([there[asked], known[test]])
-                    answers = probe(features, rows_, both, pd.concat([away.rows[asked], internal.rows[test]]), weights)
-                    answers, inside = answers.iloc[: asked.sum()], answers.iloc[asked.sum() :]
+                    both = np.concatenate([there[tested], known[test]])
+                    answers = probe(features, rows_, both, pd.concat([away.rows[tested], internal.rows[test]]), weights)
+                    answers, inside = answers.iloc[: tested.sum()], answers.iloc[tested.sum() :]
                     found["covid recall internal"].extend(share_of_covid(inside, "covid"))
                     found["normals called covid"].extend(share_of_covid(answers, "normal"))
                     found["AUC"].extend(covid_or_normal(answers))
@@ -184,7 +184,7 @@ def covid_or_normal(answers, weights=None):
 
 
 def sources_left_out(internal, known):
-    """Each source that holds normal and other images, left out of training and asked."""
+    """Each source that holds normal and other images, left out of training and evaluated."""
     rows = []
     within = xu.within_sources(internal.rows)
     for source in sorted(internal.rows.source[within].unique()):
@@ -201,8 +201,8 @@ def sources_left_out(internal, known):
 def abstention(data, internal, away, known, there, probes):
     """Coverage and risk of each network, abstaining by `xu.uncertainty` on a tenth of validation."""
     train, val, test = (internal.side == side for side in ("train", "val", "test"))
-    ill = {name: xu.pneumonia_scores(known[train], internal.rows[train], asked)
-           for name, asked in (("val", known[val]), ("test", known[test]), ("away", there))}  # fmt: skip
+    ill = {name: xu.pneumonia_scores(known[train], internal.rows[train], tested)
+           for name, tested in (("val", known[val]), ("test", known[test]), ("away", there))}  # fmt: skip
     tables = {
         "ViT, fixed features": (probe(known[train], internal.rows[train], known[val], internal.rows[val]), *probes)
     }
@@ -277,11 +277,11 @@ def main():
     known, there = cached("internal", internal), cached("external", away)
     mirrored_copies = Split(internal.rows.assign(mirrored=True), internal.pixels, internal.positions)
     train, test = internal.side == "train", internal.side == "test"
-    asked = (known[test], internal.rows[test].reset_index(drop=True)), (there, away.rows)
-    probes = [probe(known[train], internal.rows[train], *one) for one in asked]
-    ill = [xu.pneumonia_scores(known[train], internal.rows[train], x) for x, _ in asked]
+    tested = (known[test], internal.rows[test].reset_index(drop=True)), (there, away.rows)
+    probes = [probe(known[train], internal.rows[train], *one) for one in tested]
+    ill = [xu.pneumonia_scores(known[train], internal.rows[train], x) for x, _ in tested]
     tables = {
-        "covid_against_normal": lambda: areas(
+        "covid_vs_normal": lambda: areas(
             data, away, {"ViT, fixed features": probes}, list(zip(probes, ill, strict=True))
         ),
         "external_over_seeds": over_seeds,
@@ -292,11 +292,11 @@ def main():
         "seeds": lambda: seeds(internal, known, cached("mirrored", mirrored_copies)),
     }
     for name in sys.argv[1:] or tables:
-        table, keys = tables[name](), ["network", "asked", "seed", "protocol"]
+        table, keys = tables[name](), ["network", "score", "seed", "protocol"]
         before = pd.read_csv(TABLES / f"{name}.csv") if (TABLES / f"{name}.csv").is_file() else table[:0]
-        if keys := [key for key in keys if key in table and key in before]:  # what cannot be asked again stays
-            asked = set(table[keys].itertuples(index=False, name=None))
-            stays = [row not in asked for row in before[keys].itertuples(index=False, name=None)]
+        if keys := [key for key in keys if key in table and key in before]:  # what cannot be evaluated again stays
+            computed = set(table[keys].itertuples(index=False, name=None))
+            stays = [row not in computed for row in before[keys].itertuples(index=False, name=None)]
             table = pd.concat([table, before[stays]], ignore_index=True)
         with whole_file(TABLES / f"{name}.csv") as path:
             table.to_csv(path, index=False)
