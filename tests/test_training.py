@@ -4,9 +4,11 @@ import inspect
 import itertools
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -416,6 +418,21 @@ def test_bf16_is_taken_where_it_is_measured_to_be_faster(milliseconds, wanted, m
 
     monkeypatch.setattr(device_module.timeit, "repeat", repeat)
     assert device_module.bf16_is_faster.__wrapped__() is wanted
+
+
+@pytest.mark.skipif(os.name == "nt", reason="CPU time has steps of 16 ms on Windows")
+def test_other_programs_on_the_cores_do_not_choose_the_precision(monkeypatch):
+    """fp32 has to wait for a core, bf16 computes: the waiting does not count."""
+
+    def multiply(matrix, _):
+        if matrix.dtype == torch.float32:
+            return time.sleep(0.02)
+        end = time.process_time() + 0.003
+        while time.process_time() < end:
+            pass
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
+    assert device_module.bf16_is_faster.__wrapped__() is False
 
 
 @pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])

@@ -3,6 +3,7 @@
 import copy
 import os
 import textwrap
+import time
 import timeit
 from functools import cache
 
@@ -31,11 +32,13 @@ def choose_precision(precision="auto"):
 def bf16_is_faster():
     """Whether this CPU multiplies matrices in bf16 at least 1.2 times as fast as in fp32: measured once, in 20 ms.
 
-    CPU flags are not enough: with AVX512_BF16 but without AMX bf16 takes twice as long, and ONEDNN_MAX_CPU_ISA may turn
-    it off. Where bf16 is faster, it is at least twice as fast, so noise does not decide.
+    CPU flags are not enough: with AVX512_BF16 but without AMX bf16 may take twice as long, and ONEDNN_MAX_CPU_ISA may
+    turn it off. CPU time is measured, so other programs on the same cores do not change the answer.
     """
+    clock = time.perf_counter if os.name == "nt" else time.process_time  # the latter has steps of 16 ms on Windows
     matrix = torch.ones(512, 512)
-    fp32, bf16 = (min(timeit.repeat(lambda m=m: m @ m, repeat=8, number=1)) for m in (matrix, matrix.bfloat16()))
+    both = (timeit.repeat(lambda m=m: m @ m, timer=clock, repeat=8, number=1) for m in (matrix, matrix.bfloat16()))
+    fp32, bf16 = map(min, both)
     return fp32 > 1.2 * bf16
 
 

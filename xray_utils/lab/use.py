@@ -73,10 +73,10 @@ def classify(
     """Classify one X-ray with the network of `run`; print the `Classification` with a warning (no diagnosis).
 
     It warns if the image is unlike the training images (inverted, turned, coloured, no chest), or if its DICOM header
-    says that it is a lateral view or another modality. image: a path, the bytes of a file, or a PIL image. run: a `Run`,
-    or the name or folder of one. look: a function of the network and a side with this one image that gives its map
-    [1, H, W], or None. Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError
-    for a missing path or run, OSError for a file that is no image.
+    says lateral view or another modality. image: a path, the bytes of a file, or a PIL image. run: a `Run`, or the name
+    or folder of one. look: a function of the network and a side with this one image that gives its map [1, H, W], or
+    None. Raises ValueError for anything else and an image too large for `read_image`, FileNotFoundError for a missing
+    path or run, OSError for a file that is no image.
     """
     run = _run_of(run)
     _check_look(look)
