@@ -82,6 +82,7 @@ def test_no_step_of_a_training_waits_for_the_gpu(room, change, monkeypatch):
     assert waits.seen == [] and waits.copies == len(pinned) > 0
 
 
+@pytest.mark.filterwarnings("ignore:for .* meta parameter")  # "meta" stands for a GPU; weights cannot be copied to it
 def test_a_run_that_is_loaded_is_on_the_device_of_the_training(monkeypatch):
     model, data = xu.baseline_cnn(), make_data()
     xu.fit(model, data, "run", epochs=1, batch_size=8)
