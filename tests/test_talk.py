@@ -55,7 +55,7 @@ def write_run(model, data, wrong, ending=""):
 
 
 def write_tables(internal, border=0.87):
-    """What notebook 7 leaves: baselines without the lungs, an external set of two places."""
+    """What notebook 7 leaves: simple baselines, an external set of two places."""
     scores = {"metadata only": 0.3, "only the border": border, "16 x 16 pixels": 0.9, "16 x 16, shuffled labels": 0.3}
     baselines = pd.DataFrame({"balanced accuracy": scores})
     baselines = baselines.assign(images=228, low=baselines.iloc[:, 0] - 0.1, high=baselines.iloc[:, 0] + 0.1)

@@ -152,7 +152,7 @@ def plot_experiments(table: pd.DataFrame) -> Figure:
         axis.set(yticks=range(len(table)), yticklabels=table.index, ylim=(len(table) - 0.5, -0.5), xlim=(-0.02, 1.02))
         label = "balanced accuracy, or AUC" if every else "balanced accuracy"
         axis.set_xlabel(f"{label} (diamond: expected without a shortcut; filled: beyond)")
-        kind = "experiments" if every else "baselines without the lungs"
+        kind = "experiments" if every else "simple baselines"
         found = f"{table.beyond.sum()} of {table.expected.notna().sum()} {kind}"
         axis.set_title(f"{found}\nlie beyond the value without a shortcut")
         return figure
