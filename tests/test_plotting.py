@@ -339,7 +339,7 @@ def test_roc_says_which_class_is_told_apart_best_only_beyond_the_intervals():
     predictions = make_predictions(300)
     assert title_of(draw(xu.plot_roc, predictions)) == "ROC: the intervals\nof the AUCs overlap"
     clear = predictions.assign(p_covid=predictions.label.eq("covid") * 1.0)
-    assert title_of(draw(xu.plot_roc, clear)) == "ROC: covid\nis told apart best"
+    assert title_of(draw(xu.plot_roc, clear)) == "ROC: covid\nhas the highest AUC"
 
 
 def test_reliability_draws_the_bins_of_each_table():
@@ -395,15 +395,15 @@ def test_each_external_source_has_a_panel_and_an_auc_of_its_own():
     assert titles[1:] == ["external, them/three", "them/two", "us/one"], "a source is missing, or cannot be told"
 
 
-def test_risk_coverage_says_what_refusing_leaves_of_the_error():
+def test_risk_coverage_says_what_abstention_leaves_of_the_error():
     table = make_predictions(10).assign(label="covid", predicted=["covid"] * 6 + ["virus"] * 4)
-    doubt = np.arange(10)
-    figure = draw(xu.plot_risk_coverage, {"home": table, "elsewhere": table}, {"home": doubt, "elsewhere": doubt}, 7)
+    score = np.arange(10)
+    tables, scores = {"internal": table, "external": table}, {"internal": score, "external": score}
+    figure = draw(xu.plot_risk_coverage, tables, scores, 7)
     line = "{}: 40.0% of all 10 wrong, 25.0% of the 80% answered"
-    assert title_of(figure) == "\n".join(map(line.format, ("home", "elsewhere")))
-    assert [text.get_text() for text in figure.axes[0].texts] == ["home", "elsewhere"] and not figure.axes[
-        0
-    ].get_legend()
+    assert title_of(figure) == "\n".join(map(line.format, tables))
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == [*tables] and not axis.get_legend()
 
 
 def test_seeds_say_how_many_networks_gain_beyond_their_interval():

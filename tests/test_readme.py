@@ -38,6 +38,9 @@ from test_arguments import make_images
 import xray_utils as xu
 from xray_utils.lab.use import EXPORTED
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "reliability"))
+import suite as proof
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"]
 PAGES += sorted(
@@ -246,6 +249,7 @@ def rows_of(page, first, cells):
 
 def test_the_reliability_page_says_what_was_measured():
     found = {part: one["figures"] for part, one in json.loads((ROOT / "results/reliability.json").read_text()).items()}
+    of = sum(proof.TIMES.get(name, 1) for name in proof.CONDITIONS)
     fits, covered, suite = found["soak"]["fits"], found["bootstrap"]["made"], found["suite"]
     both = [[100 * share for one in covered for name, share in one[key].items() if name != "sure_but_wrong"]
             for key in ("covered", "covered_by_percentiles")]  # fmt: skip
@@ -259,6 +263,7 @@ def test_the_reliability_page_says_what_was_measured():
         f"warm-up, {fits['memory_mib_at_the_end']:.0f} MiB at the end; {fits['open_files_at_the_end']} open files",
         f"{len(covered)} kinds of simulated test sets, {found['bootstrap']['sets']:,} each | {shares[0]} |",
         f"bootstrap percentiles, same test sets | {shares[1]} |",
+        f"runs the test command {of} times in a clean clone",
         f"the test command of the README, in a clean clone | {suite['green_in_all']} of {suite['runs_in_all']} runs "
         "passed |",
     ):

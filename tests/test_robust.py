@@ -132,7 +132,7 @@ def test_covid_answers_alone_are_doubted():
     assert xu.uncertainty(predictions, [2.0, -3.0, -1.0]).tolist() == [-2.0, -np.inf, 1.0]
 
 
-def test_refusing_the_doubtful_lowers_the_error_and_is_counted():
+def test_abstaining_where_uncertain_lowers_the_error_and_is_counted():
     predictions = table([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.8, 0.0, 0.2], [0.7, 0.3, 0]], ["covid"] + ["normal"] * 3)
     scores = xu.uncertainty(predictions, [2.0, -3.0, -1.0, 0.5])
     curve = xu.risk_coverage(predictions, scores)

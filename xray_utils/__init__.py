@@ -10,9 +10,9 @@ import os
 
 import lazy_loader
 
-if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported: a thread that waits soon sleeps. The usual
-    os.environ.setdefault(
-        "GOMP_SPINCOUNT", "1000"
-    )  # 300,000 turns make two trainings on two cores 4 to 40 times slower
+# Read when torch is imported: a waiting thread soon sleeps. With the usual 300,000 turns, two trainings on two cores
+# take 4 to 11 times as long as one (results/speed.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -166,7 +166,7 @@ def plot_roc(predictions: pd.DataFrame) -> Figure:
         title = "ROC"
         if len(order) > 1:
             apart = intervals[-1][0] > max(high for _, high in intervals[:-1])
-            title = f"ROC: {order[-1]}\nis told apart best" if apart else "ROC: the intervals\nof the AUCs overlap"
+            title = f"ROC: {order[-1]}\nhas the highest AUC" if apart else "ROC: the intervals\nof the AUCs overlap"
         roc.set(xlabel="false alarms (1 - specificity)", ylabel="found (sensitivity)", title=title, ylim=(-0.03, 1.03))
         _label_ends(roc, labels)
         pr.set(xlabel="found (recall)", ylabel="precision", title="Precision; dotted: chance", ylim=(0, 1.03))

@@ -220,7 +220,7 @@ class Talk:
             best = min(self.results, key=lambda model: self.results[model].history.val_loss.min())  # as notebook 7
             accuracy = xu.with_interval(self.results[best].metrics, "accuracy")
             rows[words("conclusions.best", network=self.names[best])] = [accuracy]
-        baselines, experiments = self._saved("without_the_lungs"), self._saved("all_experiments")
+        baselines, experiments = self._saved("shortcut_baselines"), self._saved("all_experiments")
         external = self._saved("external_predictions")
         if baselines.empty:
             self.missing("shortcut", TRUST, words("what.shortcut"))

@@ -69,9 +69,9 @@ def tables():
         if result.validation is None:
             continue
         temperature = xu.fit_temperature(result.validation)
-        calm = xu.apply_temperature(result.predictions, temperature)
+        calibrated = xu.apply_temperature(result.predictions, temperature)
         rows[name] = {"temperature": temperature}
-        for when, answers in (("as trained", result.predictions), ("calibrated", calm)):
+        for when, answers in (("as trained", result.predictions), ("calibrated", calibrated)):
             rows[name][f"calibration error, {when}"] = xu.calibration_error(answers)
             sure = answers[[f"p_{label}" for label in xu.CLASSES]].max(axis=1)
             rows[name][f"mean confidence, {when}"] = sure.mean()
@@ -126,10 +126,10 @@ def scaling():
 
 def risk_coverage(name):
     """The figure of notebook 7: which answers of a run go first; the threshold refuses a tenth of validation."""
-    ill = pd.read_csv(HERE / "tables" / "pneumonia_scores.csv").set_index(["side", "file"]).pneumonia
+    pneumonia = pd.read_csv(HERE / "tables" / "pneumonia_scores.csv").set_index(["side", "file"]).pneumonia
     files = {"val": "validation.csv", "internal": "predictions.csv", "external": "external.csv"}
     answers = {side: pd.read_csv(HERE / "runs" / name / file) for side, file in files.items()}
-    scores = {side: xu.uncertainty(table, ill[side].reindex(table.file)) for side, table in answers.items()}
+    scores = {side: xu.uncertainty(table, pneumonia[side].reindex(table.file)) for side, table in answers.items()}
     threshold = np.quantile(scores.pop("val"), 0.9, method="higher")
     answers.pop("val")
     return xu.plot_risk_coverage(answers, scores, threshold)

@@ -68,7 +68,7 @@ OF_VIT = ("mild augmentation", "strong augmentation", "lung box, equalised, stro
 OF_FEATURES = ("as it is", "strong augmentation", "equalised", "lung box, equalised", "lung box, equalised, strong",
                "only the lungs, equalised", "equal weight for each source",
                "sources erased", "adversary for the source")  # fmt: skip
-LATER = "adversary for the source"  # tried when the others had been asked: not to be chosen
+LATER = "adversary for the source"  # tried after the others had been evaluated: not to be chosen
 KINDS = {"resnet18": OF_RESNET, "vit": OF_VIT, "features": OF_FEATURES}
 
 
@@ -242,8 +242,8 @@ def answers_of(kind, configuration, data, seed):
 def pneumonia_auc(table):
     """AUC of pneumonia against normal within the sources that hold both."""
     inside = table[xu.within_sources(table) & table.label.ne("covid")]
-    asked = xu.covid_vs_normal(inside.assign(label=inside.label.replace("virus", "covid")), "virus")
-    return xu.compute_metrics(asked, resamples=200)["auc_covid"]
+    pneumonia = xu.covid_vs_normal(inside.assign(label=inside.label.replace("virus", "covid")), "virus")
+    return xu.compute_metrics(pneumonia, resamples=200)["auc_covid"]
 
 
 def internal(data, seeds, only=None):
@@ -285,7 +285,7 @@ def trained(kind, configuration, seed):
 
 
 def external(data, table):
-    """Every configuration asked once: AUC of covid against normal, internal, external, and in one external place.
+    """Every configuration evaluated once: AUC of covid against normal, internal, external, and in one external place.
 
     One place: the sources external that hold both classes. The answers are kept beside the runs.
     """

@@ -48,7 +48,7 @@ def probe(known, rows, tested, tested_rows, weights=None):
     return table.assign(**{f"p_{name}": found[:, i] for i, name in enumerate(model.classes_)})
 
 
-def area(table, positive, within=False):
+def auc(table, positive, within=False):
     """AUC of covid against normal with its interval, of two classes; positive None: by the plain p_covid."""
     return xu.with_interval(xu.compute_metrics(xu.covid_vs_normal(table, positive, within)), "auc_covid")
 
@@ -67,8 +67,8 @@ def answers(name, data, away, *sides):
     return [xu.predict(model, away if side == "external" else getattr(data, side)) for side in sides]
 
 
-def areas(data, away, probes, scores):
-    """Every network and every score that was tried: AUC covid against normal internal (test images) and away."""
+def aucs(data, away, probes, scores):
+    """AUC of covid vs normal of every network and score, on the internal test images and on the external ones."""
     rows = []
     tables = dict(probes)
     for name in (*xu.NOTEBOOKS, "baseline_cnn_shared_sources", "vit_shared_sources"):
@@ -78,9 +78,9 @@ def areas(data, away, probes, scores):
         shared = "shared" in name  # trained without covid: it can only be evaluated on pneumonia
         for score, positive in (("p of covid", None), ("covid : normal", "covid"), ("virus : normal", "virus")):
             if not shared or positive == "virus":
-                areas_ = {"internal": area(internal, positive), "external": area(there, positive)}
-                areas_["one place"] = area(there, positive, within=True)
-                rows.append({"network": name, "score": score, **areas_})
+                aucs_of_score = {"internal": auc(internal, positive), "external": auc(there, positive)}
+                aucs_of_score["one place"] = auc(there, positive, within=True)
+                rows.append({"network": name, "score": score, **aucs_of_score})
     inside = xu.within_sources(scores[1][0])
     scores.append((scores[1][0][inside].reset_index(drop=True), scores[1][1][inside]))
     found = [xu.with_interval(xu.covid_auc(table, score), "auc_covid") for table, score in scores]
@@ -103,8 +103,8 @@ def parts(probes):
             metrics, row = xu.compute_metrics(part), {"network": name, "by": column, "part": value}
             row |= {label: int(part.label.eq(label).sum()) for label in ("covid", "normal")}
             both = part.label.nunique() > 1
-            row["AUC, p of covid"] = area(part, None) if both else ""
-            row["AUC, covid : normal"] = area(part, "covid") if both else ""
+            row["AUC, p of covid"] = auc(part, None) if both else ""
+            row["AUC, covid : normal"] = auc(part, "covid") if both else ""
             rows.append(row | {key: xu.with_interval(metrics, key) for key in ("recall_covid", "recall_normal")})
     return pd.DataFrame(rows)
 
@@ -116,7 +116,7 @@ def over_seeds():
         table = pd.read_csv(path)
         row = {"run": path.parent.name}
         for score, positive in (("p of covid", None), ("covid : normal", "covid")):
-            row |= {f"{score}, {where}": area(table, positive, within)
+            row |= {f"{score}, {where}": auc(table, positive, within)
                     for where, within in (("one place", True), ("all", False))}  # fmt: skip
         normal = table[table.label.eq("normal")]
         rows.append(row | {"normal called covid": normal.predicted.eq("covid").mean().round(3)})
@@ -201,7 +201,7 @@ def sources_left_out(internal, known):
 def abstention(data, internal, away, known, there, probes):
     """Coverage and risk of each network, abstaining by `xu.uncertainty` on a tenth of validation."""
     train, val, test = (internal.side == side for side in ("train", "val", "test"))
-    ill = {name: xu.pneumonia_scores(known[train], internal.rows[train], tested)
+    pneumonia = {name: xu.pneumonia_scores(known[train], internal.rows[train], tested)
            for name, tested in (("val", known[val]), ("test", known[test]), ("away", there))}  # fmt: skip
     tables = {
         "ViT, fixed features": (probe(known[train], internal.rows[train], known[val], internal.rows[val]), *probes)
@@ -213,7 +213,7 @@ def abstention(data, internal, away, known, there, probes):
         if found:
             ordered = zip(found, orders.values(), strict=True)
             tables[name] = [table.set_index("file").reindex(files).reset_index() for table, files in ordered]
-    scores = zip(orders.items(), ill.values(), strict=True)
+    scores = zip(orders.items(), pneumonia.values(), strict=True)
     scores = pd.concat(
         [
             pd.DataFrame({"side": side.replace("test", "internal"), "file": files, "pneumonia": score})
@@ -224,9 +224,9 @@ def abstention(data, internal, away, known, there, probes):
         scores.round(4).to_csv(path, index=False)
     rows = []
     for name, (on_val, on_test, on_away) in tables.items():
-        threshold = np.quantile(xu.uncertainty(on_val, ill["val"]), 0.9, method="higher")
-        inside = xu.abstain(on_test, xu.uncertainty(on_test, ill["test"]), threshold)
-        external = xu.abstain(on_away, xu.uncertainty(on_away, ill["away"]), threshold)
+        threshold = np.quantile(xu.uncertainty(on_val, pneumonia["val"]), 0.9, method="higher")
+        inside = xu.abstain(on_test, xu.uncertainty(on_test, pneumonia["test"]), threshold)
+        external = xu.abstain(on_away, xu.uncertainty(on_away, pneumonia["away"]), threshold)
         without = xu.abstain(on_away, np.full(len(on_away), -np.inf), threshold)
         rows.append({
             "network": name,
@@ -279,10 +279,10 @@ def main():
     train, test = internal.side == "train", internal.side == "test"
     tested = (known[test], internal.rows[test].reset_index(drop=True)), (there, away.rows)
     probes = [probe(known[train], internal.rows[train], *one) for one in tested]
-    ill = [xu.pneumonia_scores(known[train], internal.rows[train], x) for x, _ in tested]
+    pneumonia = [xu.pneumonia_scores(known[train], internal.rows[train], x) for x, _ in tested]
     tables = {
-        "covid_vs_normal": lambda: areas(
-            data, away, {"ViT, fixed features": probes}, list(zip(probes, ill, strict=True))
+        "covid_vs_normal": lambda: aucs(
+            data, away, {"ViT, fixed features": probes}, list(zip(probes, pneumonia, strict=True))
         ),
         "external_over_seeds": over_seeds,
         "external_by_part": lambda: parts(probes),

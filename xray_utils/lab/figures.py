@@ -119,7 +119,7 @@ def plot_classification(answer) -> Figure:
     with _figure(1, columns, 1.6 + 2.5 * columns, 3.4, photographs=True) as (figure, axes):
         _show(axes[0, 0], answer.pixels, "as the network saw it")
         if answer.where is not None:
-            _show(axes[0, 1], answer.pixels, "where it looked (bright)")
+            _show(axes[0, 1], answer.pixels, "saliency map (bright: high)")
             axes[0, 1].imshow(answer.where, cmap="magma", vmin=0, vmax=1, alpha=0.5)
         axis, probabilities = axes[0, -1], answer.probabilities
         names = list(probabilities.index)

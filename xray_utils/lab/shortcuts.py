@@ -1,6 +1,6 @@
 """Shortcut experiments: does a classifier use the disease, or the source of the image?
 
-The baselines are logistic regressions on what is not the disease, cross-validated over patients.
+The simple baselines are logistic regressions on the metadata, the border or a thumbnail, cross-validated over patients.
 """
 
 import hashlib
