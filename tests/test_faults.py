@@ -144,10 +144,11 @@ def test_the_comparison_of_the_kills_sees_a_single_byte():
 
 def test_what_a_kill_left_is_removed_after_an_hour(tmp_path):
     old, young, of_the_user = tmp_path / ".a.csv.x1.part", tmp_path / ".a.csv.x2.part", tmp_path / ".a.csv.bak"
-    other = tmp_path / ".b.csv.x1.part"
+    other, file = tmp_path / ".b.csv.x1.part", tmp_path / ".a.csv.x3.part"
     for path in (old, young, of_the_user, other):
         path.mkdir()
-    for path in (old, of_the_user, other):
+    file.write_text("of an earlier version")
+    for path in (old, of_the_user, other, file):
         os.utime(path, (time.time() - 4000,) * 2)
     with whole_file(tmp_path / "a.csv") as path:
         path.write_text("whole")

@@ -322,6 +322,8 @@ def test_a_comparison_names_a_highest_run_only_beyond_all_other_intervals(table)
     texts[1] = "0.600 [0.500, 0.850]"
     overlapping = draw(xu.plot_comparison, spread.assign(**{"accuracy 95 %": texts}))
     assert title_of(overlapping) == "The intervals overlap:\ncompare the networks with a paired test"
+    twice = draw(xu.plot_comparison, pd.concat([spread, spread]))  # a name may stand twice
+    assert [line.get_xdata()[0] for line in twice.axes[0].lines if line.get_marker() == "o"] == [0.5, 0.6, 0.9] * 2
 
 
 def test_roc_names_the_area_of_each_class_and_leaves_out_a_class_that_is_absent():

@@ -449,6 +449,15 @@ def test_on_another_machine_the_images_are_brought_again(home, tmp_path, monkeyp
         xu.use_images()
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n{}\n"], ids=["one line", "two lines", "saved by hand"])
+def test_a_choice_of_an_earlier_version_is_read(home, tmp_path, end):
+    make_images(tmp_path / "mine")
+    xu.outputs_dir().mkdir(exist_ok=True)
+    xu.outputs_dir(paths.CHOICE).write_text(f"{tmp_path / 'mine'}{end}", encoding="utf-8")
+    xu.use_images()
+    assert xu.data_dir() == tmp_path / "mine"
+
+
 def test_real_images_are_brought_as_the_readme_says(home, tmp_path, monkeypatch):
     make_images(tmp_path / "my images")
     zipped(tmp_path / "my images", tmp_path / "my images.zip")

@@ -466,7 +466,8 @@ def test_whole_file_is_written_whole_or_not_at_all(tmp_path):
     with files.whole_file(path) as temporary:
         temporary.write_text("first")
         assert not path.exists() and temporary.parent.parent == path.parent
-    assert path.read_text() == "first" and path.stat().st_mode & 0o777 == 0o644
+    os.umask(umask := os.umask(0))
+    assert path.read_text() == "first" and path.stat().st_mode & 0o777 == 0o666 & ~umask
     with pytest.raises(RuntimeError, match="power"), files.whole_file(path) as temporary:
         temporary.write_text("half of the sec")
         broken()

@@ -200,7 +200,9 @@ def test_an_image_unlike_the_training_images_is_called_so(name, sample_run):
 
 
 @pytest.mark.parametrize("header", [dict(ViewPosition="LL"), dict(Modality="CT")], ids=["lateral view", "CT"])
-def test_the_header_of_a_dicom_tells_that_it_is_no_frontal_radiograph(header, tmp_path, sample_run, run, request):
+def test_the_header_of_a_dicom_tells_that_it_is_no_frontal_radiograph(
+    header, tmp_path, sample_run, run, request, monkeypatch
+):
     path = write(tmp_path / "side.dcm", **header)
     reason = f"its DICOM header says {request.node.callspec.id}"
     for image in (path, path.read_bytes()):
@@ -208,6 +210,9 @@ def test_the_header_of_a_dicom_tells_that_it_is_no_frontal_radiograph(header, tm
     assert xu.classify(path, run, look=None).unlike == [reason]  # a run that does not know its training images
     front = write(tmp_path / "front.dcm", ViewPosition="PA", Modality="DX")
     assert xu.classify(front, run, look=None).unlike is None
+    broken = write(tmp_path / "broken.dcm")
+    monkeypatch.setattr(use, "header_of", lambda path: {"ViewCodeSequence": "no sequence"})
+    assert xu.classify(broken, run, look=None).unlike is None
 
 
 def test_a_run_without_training_images_says_that_it_is_not_checked(run, sample_run):

@@ -53,8 +53,7 @@ def _audited(root, files):
     marks = pd.MultiIndex.from_tuples(marks, names=MARK)
     table, thumbnails = _audited_before(path)
     new = marks.unique().difference(table.index, sort=False)
-    if len(new):
-        found = _in_threads(_audit_one, [root / file for file, *_ in new], "audit")
+    if found := _in_threads(_audit_one, [root / file for file, *_ in new], "audit"):
         rows = pd.DataFrame([row for row, _ in found], new)
         table = pd.concat([table, rows]) if len(table) else rows
         thumbnails = np.vstack([thumbnails, *(thumbnail for _, thumbnail in found)])

@@ -111,13 +111,13 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
     """
     check_table("table", table, ["network", "chance", "accuracy", "accuracy 95 %"], "compare")
     ends = table["accuracy 95 %"].str.extract(r"\[(.+), (.+)\]").astype(float)
-    lows, highs = (ends[end].fillna(table.accuracy) for end in ends)
+    lows, highs = (ends[end].fillna(table.accuracy).to_numpy() for end in ends)
     reported = {f"{network}_slides": original["accuracy"] for network, original in ORIGINAL.items()}
     with _figure(width=8.5, height=1.3 + 0.44 * len(table)) as (figure, axes):
         axis = axes[0, 0]
         for row, (name, run) in enumerate(table.iterrows()):
             colour = _colour_of(name)
-            axis.plot([lows[name], highs[name]], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
+            axis.plot([lows[row], highs[row]], [row, row], color=colour, lw=4, solid_capstyle="round", alpha=0.6)
             axis.plot(run.accuracy, row, "o", color=colour, markersize=9)
             if name in reported:
                 axis.plot(reported[name], row, "D", mfc="none", mec="black", markersize=8)
@@ -127,11 +127,11 @@ def plot_comparison(table: pd.DataFrame) -> Figure:
             axis.text(chance, -0.75, " chance", color="0.4", va="center")
         axis.set_yticks(range(len(table)), table.index)
         axis.set_ylim(len(table) - 0.4, -1)
-        best = table.accuracy.idxmax()
-        others = highs.drop(best)
-        title = f"Highest: {best},\nits interval lies above all others"
-        if others.empty:
-            title = f"{best}: {table['accuracy 95 %'].iloc[0]}"
+        best = table.accuracy.to_numpy().argmax()
+        others = np.delete(highs, best)
+        title = f"Highest: {table.index[best]},\nits interval lies above all others"
+        if not others.size:
+            title = f"{table.index[best]}: {table['accuracy 95 %'].iloc[0]}"
         elif (others >= lows[best]).any():
             title = "The intervals overlap:\ncompare the networks with a paired test"
         label = "accuracy on the test images" + (" (diamond: the original)" if set(reported) & set(table.index) else "")

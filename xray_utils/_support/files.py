@@ -70,8 +70,9 @@ def _folder_beside(path):
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with suppress(OSError):  # another process may remove it, too
             if time.time() - max(part.stat().st_mtime for part in (old, *old.rglob("*"))) > 3600:
-                shutil.rmtree(old)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as temporary:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()  # earlier versions wrote files
+    options = {"suffix": ".part", "dir": path.parent, "ignore_cleanup_errors": True}  # a virus scanner may hold it
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", **options) as temporary:
         yield Path(temporary)
 
 

@@ -68,8 +68,9 @@ def _chosen():
     """What `use_images` chose: folder, the set or archive it came from ("" for the user's own), labels; else None."""
     if not outputs_dir(CHOICE).is_file():
         return None
-    folder, source, labels = outputs_dir(CHOICE).read_text(encoding="utf-8").split("\n")
-    return Path(folder), source, json.loads(labels)
+    lines = outputs_dir(CHOICE).read_text(encoding="utf-8").split("\n")
+    folder, source, labels = (*lines, "", "")[:3]  # earlier versions wrote fewer
+    return Path(folder), source, json.loads(labels or "{}")
 
 
 def labels_of(folder):

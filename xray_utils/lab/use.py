@@ -4,7 +4,9 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class Classification:
 
     probabilities: by class. pixels: the prepared image, uint8 [H, W, 3]. where: the saliency map, float [H, W] in
     0..1, or None. credit: what the licence of a bundled image requires, or "". unlike: reasons why the image is unlike
-    the training images, None if the run does not know its training images.
+    the training images; None if the run does not know them and no DICOM header names a reason.
     """
 
     probabilities: pd.Series
@@ -129,7 +131,11 @@ def _rgb_of(image):
     path = Path(image).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"image: {str(image)!r} is no file. Give the path of an X-ray.")
-    return read_image(path), no_frontal_radiograph(header_of(path)) if is_dicom(path) else ""
+    what = ""
+    with suppress(Exception), warnings.catch_warnings():  # a header that is not as it should be
+        warnings.simplefilter("ignore")
+        what = no_frontal_radiograph(header_of(path)) if is_dicom(path) else ""
+    return read_image(path), what
 
 
 def _has_reader():
