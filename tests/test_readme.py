@@ -217,6 +217,7 @@ TRIED = {
     r"^(XRAY_SLOW=1 )?\.venv/bin/(pytest|ruff) ": read,
     r"^pip install (pre-commit|timm)": read,
     r"tests/lessons$|pytest": read,
+    r"python tests/gpu/cards\.py$": read,  # test_gpu.py runs it
     r"results/scripts/(seeds|configurations)\.py|tests/(phantoms|reliability|benchmarks|gpu)": parse,
     r"python notebooks/talk ": read,  # test_talk.py runs it
     r"python results/scripts/\w+\.py": read,
