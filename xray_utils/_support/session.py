@@ -21,6 +21,7 @@ from .device import _part, accelerator_of, choose_precision, synchronised
 from .files import progress, whole_file
 from .memory import channels_first_for_few, memory_for, pixels_of
 from .runs import _config, _kept, _resume, _run_folder, _save
+from .turns import Turns
 from .typical import save_typical
 
 SCHEDULES = ("plateau", "cosine", "constant")
@@ -80,6 +81,8 @@ class Session:
         self.network = accelerator.prepare(self.model)  # and the optimizer for fp16 alone: its wrapper is slow
         self.optimizer = accelerator.prepare(optimizer) if accelerator.scaler else optimizer
         self.steps = math.ceil(len(data.train) / settings["batch_size"])  # of an epoch
+        several = accelerator.num_processes > 1  # they wait for each other within a step
+        self.turns = Turns(device.type == "cpu" and torch.get_num_threads() > 1 and not several)
         accelerator.print(
             f"{self.folder.name}: {count_parameters(self.model, trainable=True):,} trained parameters, "
             f"{len(data.train)} training images, {device.type} in {settings['precision']}"
@@ -109,6 +112,7 @@ class Session:
         self.bar = progress(everything, f"{self.name} {self.epoch}/{self.settings['epochs']}")
         for step, batch in enumerate(self.bar):
             self.step = step
+            self.turns.take()
             if self.settings["schedule"] != "plateau":
                 done = (self.epoch - 1) * self.steps + self.step
                 self.optimizer.param_groups[0]["lr"] = rate(done, self.settings["epochs"] * self.steps, **self.settings)
@@ -118,12 +122,15 @@ class Session:
             if augment:
                 images = AUGMENTATIONS["mild" if augment is True else augment](images, generator, (len(batch), mine))
             yield images, labels, self.accelerator.num_processes * counted / len(batch)
+            self.turns.give()
 
     def validation_batches(self):
         """Images, labels, and whether they count, as above; each validation image counts once."""
         for batch in batches(self.data.val, self.settings["batch_size"]):
             mine, counted = _part(batch, self.accelerator)
+            self.turns.take()
             yield *self.load("val", batch[mine]), counted
+            self.turns.give()
 
     def load(self, side, indices):
         """Normalised images [B, 3, H, W] and labels [B] on the device."""
@@ -147,6 +154,7 @@ class Session:
 
     def end_epoch(self, training, validation):
         """The epoch's row of the history, the adaptive rate, the checkpoint."""
+        self.turns.give(seconds=0)  # to write the checkpoint takes no cores
         train_loss, train_accuracy, images = training.means(self.accelerator)
         val_loss, val_accuracy, _ = validation.means(self.accelerator)
         if not math.isfinite(val_loss):
@@ -181,6 +189,7 @@ class Session:
                     path.write_text(json.dumps({"epochs": len(self.history)}))
             self.accelerator.wait_for_everyone()
         finally:
+            self.turns.close()
             for hook in self.hooks:
                 hook.remove()
             self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
