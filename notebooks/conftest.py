@@ -62,7 +62,7 @@ def pytest_runtest_setup(item):
     if number_of(item) not in ("06", "07") or item.cell_num:
         return
     awaited = {other.path.stem for other in item.session.items if number_of(other) in TRAINED}
-    end = time.monotonic() + 300  # after that what is missing is made
+    end = time.monotonic() + 1800  # after that what is missing is made
     while (
         any(not Path(OUTPUTS, f"{stem}.done").exists() for stem in awaited)
         and time.monotonic() < end

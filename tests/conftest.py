@@ -1,8 +1,11 @@
 """Every test reads the bundled sample and writes under its own temporary folder, never in the user's."""
 
 import os
+import random
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -31,6 +34,15 @@ def phantom_folder(tmp_path_factory):
             draw_external(folder.with_name("sample_external"))
             (shared / "phantoms" / "drawn").touch()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """The global random states, whatever ran before: what is drawn without a seed is the same each time."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,6 @@ from xray_utils.lab.lungs import LungFields
 from xray_utils.prepared import PreparedData, Split
 
 matplotlib.use("Agg")
-torch.set_num_threads(1)
 CLASSES = "covid, normal, virus"
 HISTORY = pd.DataFrame(
     {"epoch": [1, 2], "train_loss": 0.9, "val_loss": [0.8, 0.7], "train_accuracy": 0.5, "val_accuracy": 0.6}

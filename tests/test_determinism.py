@@ -15,7 +15,6 @@ from test_training import forgetful, linear, make_data, on_the_cpu  # noqa: F401
 
 import xray_utils as xu
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
 NOTEBOOK = """
@@ -46,7 +45,7 @@ from work import work
 if __name__ == "__main__":
     process = multiprocessing.get_context("spawn").Process(target=work)
     process.start()
-    process.join(60)
+    process.join()
     raise SystemExit(process.exitcode)
 """
 
@@ -60,11 +59,15 @@ def test_two_processes_give_the_same_bits_and_one_is_light(tmp_path, capsys, mon
     (tmp_path / "empty").mkdir()
     (tmp_path / "start.py").write_text(START)
     (tmp_path / "work.py").write_text(f"def work():\n    exec({LIGHT + NOTEBOOK!r}, {{}})\n")
-    own = {"XRAY_OUTPUTS": str(tmp_path / "other runs"), "PYTHONHASHSEED": "1", "ACCELERATE_USE_CPU": "true"}
+    own = {
+        "XRAY_OUTPUTS": str(tmp_path / "other runs"),
+        "PYTHONHASHSEED": str(1 + (os.environ.get("PYTHONHASHSEED") == "1")),
+        "ACCELERATE_USE_CPU": "true",
+    }
     own |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         [sys.executable, str(tmp_path / "start.py")], cwd=tmp_path / "empty", env={**os.environ, **own},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     disturb(4)

@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from test_arguments import HISTORY, ILL, PREDICTIONS, SEEDS, make_images, result
 from test_evaluation import make_predictions
 
@@ -20,7 +19,6 @@ from xray_utils.lab.lungs import LungFields
 from xray_utils.lab.use import Classification
 
 matplotlib.use("Agg")
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

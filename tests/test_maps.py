@@ -17,8 +17,6 @@ from xray_utils.batches import to_input
 from xray_utils.lab import lungs, saliency
 from xray_utils.prepared import Split
 
-torch.set_num_threads(1)
-
 
 def make_split(pixels):
     rows = pd.DataFrame({"file": [f"{i}.png" for i in range(len(pixels))], "label": "covid", "mirrored": False})

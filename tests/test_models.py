@@ -13,7 +13,6 @@ import xray_utils as xu
 from xray_utils import models
 from xray_utils.models import logits_of
 
-torch.set_num_threads(1)
 TINY_VIT = dict(
     image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
 )

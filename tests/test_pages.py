@@ -25,8 +25,8 @@ def test_a_notebook_is_executed_without_any_line_that_is_not_for_the_user(tmp_pa
     page, end = done.stdout.splitlines()
     assert re.fullmatch(rf" *\d+ s  {re.escape(str(tmp_path / 'html' / '01_a.html'))}", page)
     assert end == f"Open {tmp_path / 'html' / 'index.html'} in a browser."
-    assert ">42<" in re.sub(r"\s", "", (tmp_path / "html" / "01_a.html").read_text())
-    assert "1. Odds &amp; ends" in (tmp_path / "html" / "index.html").read_text()
+    assert ">42<" in re.sub(r"\s", "", (tmp_path / "html" / "01_a.html").read_text(encoding="utf-8"))
+    assert "1. Odds &amp; ends" in (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("last", ["html", "slides"])

@@ -75,12 +75,12 @@ class Browser:
         address = f"http://127.0.0.1:{port.read_text().split()[0]}/json"
         self._wait(lambda: any(page["type"] == "page" for page in json.load(urllib.request.urlopen(address))))
         page = next(page for page in json.load(urllib.request.urlopen(address)) if page["type"] == "page")
-        self.socket = create_connection(page["webSocketDebuggerUrl"], timeout=30)
+        self.socket = create_connection(page["webSocketDebuggerUrl"], timeout=300)
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     @staticmethod
-    def _wait(ready, seconds=30):
+    def _wait(ready, seconds=300):
         end = time.monotonic() + seconds
         while not ready():
             assert time.monotonic() < end, "the browser did not answer"
@@ -132,7 +132,7 @@ class Browser:
 
     def close(self):
         self.call("Browser.close")
-        self.process.wait(30)
+        self.process.wait(300)
         self.socket.close()
 
 

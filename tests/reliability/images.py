@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-HANGS = 30  # seconds after which a file counts as one that never ends
+HANGS = 300  # seconds after which a file counts as one that never ends
 FENCE = 6 << 30  # bytes of address space, so that a failure does not take the machine with it
 
 
