@@ -248,6 +248,21 @@ def rows_of(page, first, cells):
     return [row for row in rows if len(row) == cells and re.fullmatch(first, row[0])]
 
 
+def test_the_table_of_two_trainings_says_what_was_measured():
+    (part,) = json.loads((ROOT / "results/shared_cores.json").read_text()).values()
+    one = part["figures"]["the course: threads sleep, turns"]["alone"]
+    wanted = [
+        [way]
+        + [
+            cell
+            for net in one
+            for cell in (f"{s['alone'][net]:.2f}", f"{s['two'][net]:.2f} ({s['two'][net] / one[net]:.1f})")
+        ]
+        for way, s in part["figures"].items()
+    ]
+    assert rows_of("results/speed.md", "|".join(map(re.escape, part["figures"])), 7) == wanted
+
+
 def test_the_reliability_page_says_what_was_measured():
     found = {part: one["figures"] for part, one in json.loads((ROOT / "results/reliability.json").read_text()).items()}
     of = sum(proof.TIMES.get(name, 1) for name in proof.CONDITIONS)

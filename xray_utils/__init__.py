@@ -10,8 +10,8 @@ import os
 
 import lazy_loader
 
-# Read when torch is imported: a waiting thread soon sleeps. With the usual 300,000 turns, two trainings on two cores
-# take 4 to 11 times as long as one (results/speed.md).
+# Read when torch is imported (Linux): a thread that waits for others soon sleeps. Otherwise it keeps a core busy that
+# another program could use (results/speed.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

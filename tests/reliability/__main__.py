@@ -20,7 +20,10 @@ def main(arguments=None, path=ROOT / "results" / "reliability.json"):
     """Run the parts asked for, one after the other; the file is written after each, whole or not at all."""
     parser = argparse.ArgumentParser(prog="python tests/reliability", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="do this part alone; can be given again")
-    parser.add_argument("--condition", action="append", help="of the part suite; can be given again")
+    conditions = list(importlib.import_module("suite").CONDITIONS)
+    parser.add_argument(
+        "--condition", choices=conditions, action="append", help="of the part suite; can be given again"
+    )
     options = parser.parse_args(arguments)
     import figures
 

@@ -71,7 +71,7 @@ def one_run(condition, clone, again):
     from figures import processor  # of tests/, which the caller has on its path
 
     options, variables = CONDITIONS[condition]
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", *options]
     command += [f"--randomly-seed={again}"] if "randomly" in options else []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -82,6 +82,7 @@ def one_run(condition, clone, again):
             stack.enter_context(full_load())
         if condition == "read-only checkout":
             command = read_only(command, clone)
+            stack.callback(subprocess.run, ["chmod", "-R", "u+w", clone], check=True)
         start = time.perf_counter()
         done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - start
