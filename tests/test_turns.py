@@ -1,5 +1,6 @@
 """Trainings on the same cores take turns."""
 
+import errno
 import tempfile
 import threading
 import time
@@ -113,3 +114,12 @@ def test_a_training_that_fails_gives_its_turn_back(folder, two_threads):
     with pytest.raises(FloatingPointError) as error:  # which keeps the frames of `fit` alive
         xu.fit(linear(), data, "broken", epochs=1, batch_size=8, precision="fp32")
     assert error and not is_taken(folder)
+
+
+def test_where_files_cannot_be_locked_a_training_runs_without_turns(folder, two_threads, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(turns.fcntl, "flock", flock)
+    run = xu.fit(linear(), make_data(), "probe", epochs=2, batch_size=8, precision="fp32")
+    assert len(run.history) == 2 and [*folder.glob("*.lock")]

@@ -33,12 +33,13 @@ class Turns:
         """Wait for this training's turn, or go on with it."""
         if self.files and self.start is None:
             queue, step = self.files
-            fcntl.flock(queue, fcntl.LOCK_EX)
             try:
+                fcntl.flock(queue, fcntl.LOCK_EX)
                 fcntl.flock(step, fcntl.LOCK_EX)
-                self.start = time.monotonic()
-            finally:
                 fcntl.flock(queue, fcntl.LOCK_UN)
+                self.start = time.monotonic()
+            except OSError:  # some network folders have no locks
+                self.close()
 
     def give(self, seconds=SECONDS):
         """End the turn after a step, if it took at least so long."""
