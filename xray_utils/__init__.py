@@ -13,6 +13,6 @@ import lazy_loader
 # Read when torch is imported (Linux): a thread that waits for others soon sleeps. Otherwise it keeps a core busy that
 # another program could use (results/speed.md).
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
